@@ -1,0 +1,1 @@
+"""Front ends of jaxinfer, found through the entry-point group ``jaxinfer.converters``."""

@@ -1,0 +1,1 @@
+"""The nouns of jaxinfer: Model, Program, Rewrite, input specs, rule tables, errors."""

@@ -1,0 +1,62 @@
+"""Arrays in: numpy, JAX, torch tensors and Python numbers become arrays that JAX can take.
+
+torch is not imported: a tensor is recognized by its class's module and read through numpy.
+64-bit integers are range-checked on the host before they are narrowed, so a value that
+would wrap is an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from jaxinfer.core import dtypes
+from jaxinfer.core.errors import InputTypeError
+
+
+def from_torch_tensor(tensor: Any) -> np.ndarray:
+    """Return a numpy view of a torch tensor (bfloat16 and float8 through their bits)."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in ("bfloat16",) or name.startswith("float8"):
+        torch = sys.modules["torch"]  # imported already: the caller holds one of its tensors
+        bits = torch.int16 if name == "bfloat16" else torch.uint8
+        return tensor.contiguous().view(bits).numpy().view(getattr(ml_dtypes, name))
+    return tensor.numpy()
+
+
+def is_torch_tensor(value: Any) -> bool:
+    """Return whether ``value`` is a torch tensor or parameter, without importing torch."""
+    return any(base.__module__ == "torch" and base.__name__ == "Tensor"
+               for base in type(value).__mro__)
+
+
+def as_array(value: Any, path: str) -> Any:
+    """Return ``value`` as a JAX or numpy array of a dtype that JAX computes in.
+
+    Raises:
+      InputTypeError: the value is not an array or a number.
+      OverflowError: an integer does not fit the dtype that JAX computes in.
+    """
+    if isinstance(value, (jax.Array, jax.core.Tracer)):
+        return value
+    if is_torch_tensor(value):
+        value = from_torch_tensor(value)
+    elif isinstance(value, (bool, int)):
+        value = np.asarray(value)
+    elif isinstance(value, (float, complex)):
+        value = np.asarray(value, np.float32 if isinstance(value, float) else np.complex64)
+    elif not isinstance(value, (np.ndarray, np.generic)):
+        if not hasattr(value, "__array__"):
+            raise InputTypeError(f"{path}: required an array, got {type(value).__name__}")
+        value = np.asarray(value)
+    value = np.asarray(value)
+    if value.dtype.name not in dtypes.NAMES:
+        raise InputTypeError(f"{path}: required an array of numbers, got dtype {value.dtype}")
+    if value.dtype.kind in "iu":
+        return dtypes.narrow(value, path)
+    return value

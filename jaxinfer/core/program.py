@@ -1,0 +1,242 @@
+"""Program: where a model's function comes from, and how one is found again on disk.
+
+``FunctionProgram`` wraps a Python callable and lives in the process; saving it writes
+StableHLO, which comes back as ``StableHLOProgram``. Other kinds (``graph``: a converted
+PyTorch model) belong to converters and are found through the entry-point group
+``jaxinfer.converters``, never by import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.export
+
+from jaxinfer.core import dtypes
+from jaxinfer.core.errors import ArtefactError, InputError, MissingExtraError, listing
+from jaxinfer.core.signature import LeafSpec, Signature
+from jaxinfer.core.structure import LEAF, Structure
+
+GROUP = "jaxinfer.converters"
+
+
+@runtime_checkable
+class Program(Protocol):
+    """What a model needs of its program. Programs never change."""
+
+    kind: ClassVar[str]
+    signature: Signature
+    fixed: ClassVar[bool]  # whether inputs must fit the signature (else it is an example)
+
+    @property
+    def random(self) -> bool:
+        """Whether ``run`` needs a random key."""
+        ...
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """Constants to be stored beside the parameters."""
+        ...
+
+    @property
+    def blobs(self) -> Mapping[str, bytes]:
+        """Opaque files to be stored in the artefact."""
+        ...
+
+    def run(self, params: Any, leaves: Sequence[Any], rng_key: Any = None) -> Any:
+        """Compute flat outputs from flat inputs; pure."""
+        ...
+
+    def finish(self, flat: Any) -> Any:
+        """Give flat outputs their structure."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but arrays and blobs."""
+        ...
+
+
+def find_entry_point(name: str) -> Any:
+    """Load the converter registered under ``name``.
+
+    Raises:
+      MissingExtraError: no such entry point is installed.
+    """
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.name == name:
+            return entry.load()
+    raise MissingExtraError(
+        f"no converter named {name!r} is installed (entry-point group {GROUP!r}); "
+        "reinstall jaxinfer, or install the package that provides it"
+    )
+
+
+def program_kind(name: str) -> Any:
+    """Return the program class for a kind stored in an artefact."""
+    if name == StableHLOProgram.kind:
+        return StableHLOProgram
+    return find_entry_point(name)
+
+
+def _leaf_name(path: Any) -> str:
+    return ".".join(str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path)
+
+
+def signature_of(example_inputs: Sequence[Any]) -> Signature:
+    """Return the signature of positional example inputs (pytrees of arrays)."""
+    structures, leaves, names = [], [], []
+    for index, value in enumerate(example_inputs):
+        names.append(f"x{index}" if len(example_inputs) > 1 else "x")
+        flat, tree = jax.tree_util.tree_flatten_with_path(value)
+        structures.append(_structure(value, tree))
+        for path, leaf in flat:
+            aval = jax.typeof(leaf)
+            label = ".".join(filter(None, (names[-1], _leaf_name(path))))
+            leaves.append(LeafSpec(label, tuple(aval.shape), aval.dtype.name))
+    return Signature(tuple(names), len(names), tuple(structures), tuple(leaves))
+
+
+def _structure(value: Any, tree: Any) -> Structure:
+    if jax.tree_util.treedef_is_leaf(tree):
+        return LEAF
+    if isinstance(value, Mapping):
+        keys = tuple(sorted(value))
+        return Structure("dict", tuple(_sub(value[k]) for k in keys), keys)
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return Structure(kind, tuple(_sub(item) for item in value))
+    # any other pytree is passed whole: its leaves are those of JAX, in JAX's order
+    count = tree.num_leaves
+    return Structure("tuple", (LEAF,) * count)
+
+
+def _sub(value: Any) -> Structure:
+    return _structure(value, jax.tree_util.tree_structure(value))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FunctionProgram:
+    """A Python callable ``fn(params, *inputs)``; shapes are whatever the callable takes."""
+
+    fn: Callable[..., Any]
+    signature: Signature
+    kind: ClassVar[str] = "function"
+    fixed: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    arrays: ClassVar[Mapping[str, Any]] = {}
+    blobs: ClassVar[Mapping[str, bytes]] = {}
+
+    def run(self, params: Any, leaves: Sequence[Any], rng_key: Any = None) -> Any:
+        """Call the function on inputs rebuilt from their leaves."""
+        del rng_key
+        flat = iter(leaves)
+        args = [structure.unflatten(flat) for structure in self.signature.structures]
+        return self.fn(params, *args)
+
+    def finish(self, flat: Any) -> Any:
+        """Return the outputs as they are: the function made their structure."""
+        return flat
+
+    def to_json(self) -> dict[str, Any]:
+        """Refuse: a Python callable is not data. Saving goes through ``stablehlo``."""
+        raise ArtefactError("a Python function cannot be written as data; export it")
+
+    def stablehlo(self, params: Any, platforms: Sequence[str]) -> StableHLOProgram:
+        """Export the function at the example shapes for the named platforms."""
+        leaves = [
+            jax.ShapeDtypeStruct(leaf.shape, dtypes.canonical(leaf.dtype))
+            for leaf in self.signature.leaves
+        ]
+        avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+        names = param_names(params)
+
+        def flat(values: dict[str, Any], *inputs: Any) -> Any:
+            leaves_ = [values[name] for name in names]
+            return self.run(jax.tree.unflatten(jax.tree.structure(params), leaves_), inputs)
+
+        flat_avals = dict(zip(names, jax.tree.leaves(avals), strict=True))
+        structure = output_structure(jax.eval_shape(flat, flat_avals, *leaves))
+        exported = jax.export.export(
+            jax.jit(lambda p, *x: jax.tree.leaves(flat(p, *x))), platforms=list(platforms)
+        )(flat_avals, *leaves)
+        return StableHLOProgram(self.signature, structure, bytes(exported.serialize(vjp_order=1)))
+
+
+def param_names(params: Any) -> list[str]:
+    """Return one unique dotted name for each leaf of a pytree, in leaf order.
+
+    Raises:
+      ValueError: two leaves would get the same name.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names = [_leaf_name(path) or "value" for path in paths]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(listing("leaf paths that collide when joined by '.':", doubled))
+    return names
+
+
+def output_structure(tree: Any) -> Structure:
+    """Return the structure of an output pytree of tuples, lists, dicts and arrays."""
+    if tree is None:
+        return Structure("tuple")
+    return _sub(tree)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StableHLOProgram:
+    """A function kept as StableHLO (``jax.export``): fixed shapes, ages with JAX."""
+
+    signature: Signature
+    outputs: Structure
+    data: bytes
+    kind: ClassVar[str] = "stablehlo"
+    fixed: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    arrays: ClassVar[Mapping[str, Any]] = {}
+    FILE: ClassVar[str] = "exports/program.stablehlo"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_exported", jax.export.deserialize(bytearray(self.data)))
+
+    @property
+    def blobs(self) -> Mapping[str, bytes]:
+        """The serialized export."""
+        return {self.FILE: self.data}
+
+    def run(self, params: Any, leaves: Sequence[Any], rng_key: Any = None) -> Any:
+        """Call the exported function; sizes must be those of the export."""
+        del rng_key
+        exported: Any = self._exported  # pyright: ignore[reportAttributeAccessIssue]
+        platform = jax.default_backend()
+        platform = {"gpu": "cuda"}.get(platform, platform)
+        if platform not in exported.platforms:
+            raise InputError(
+                f"this model was exported for {', '.join(exported.platforms)}, not {platform}; "
+                "save it again from its Python function"
+            )
+        return exported.call(params, *leaves)
+
+    def finish(self, flat: Any) -> Any:
+        """Give the flat outputs the structure that the function returned."""
+        return self.outputs.unflatten(iter(flat))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the signature and the output structure; the code is a blob."""
+        return {"signature": self.signature.to_json(), "outputs": self.outputs.to_json()}
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], arrays: Mapping[str, Any], blobs: Callable[[str], bytes]
+    ) -> StableHLOProgram:
+        """Rebuild a program from an artefact."""
+        del arrays
+        signature = Signature.from_json(data["signature"])
+        try:
+            return cls(signature, Structure.from_json(data["outputs"]), blobs(cls.FILE))
+        except (ValueError, TypeError) as error:
+            raise ArtefactError(f"{cls.FILE}: not readable by this JAX: {error}") from error

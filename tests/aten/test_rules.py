@@ -1,0 +1,59 @@
+"""Every rule against torch; the table is closed: a rule without a case fails here."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+import jaxinfer_converters.aten  # noqa: F401
+from jaxinfer.core.ops import OPS
+from tests.aten import harness
+
+CASES = harness.all_cases()
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+BUILT_IN = [
+    name for name, rule in OPS.items() if rule.__module__.startswith("jaxinfer_converters.")
+]
+
+
+@pytest.mark.parametrize("op", sorted(CASES))
+def test_rule_gives_what_torch_gives(op):
+    assert op in OPS, f"{op} has cases but no rule; near: {OPS.near(op)}"
+    golden = None if HAS_TORCH else np.load(harness.GOLDEN / "all.npz")
+    for index, case in enumerate(CASES[op]):
+        if case.covered_by:
+            continue
+        got = harness.rule_outputs(op, case)
+        if case.check is not None:
+            case.check(got)
+            continue
+        if golden is None:
+            want = harness.torch_outputs(op, case)
+        else:
+            want = harness.read_golden(golden, op, index)
+        harness.compare(op, case, want, got)
+
+
+def test_every_rule_has_a_case():
+    missing = sorted(set(BUILT_IN) - set(CASES))
+    assert not missing, f"{len(missing)} rules without a case in tests/aten/cases_*.py: {missing}"
+
+
+def test_covered_by_names_tests_that_exist():
+    root = pathlib.Path(__file__).parents[1]
+    for op, cases in CASES.items():
+        for case in cases:
+            if case.covered_by:
+                file, function = case.covered_by.split("::")
+                text = (root / file).read_text()
+                assert f"def {function}(" in text, f"{op}: no test {case.covered_by}"
+
+
+def test_comparison_can_fail():
+    case = harness.case(np.ones(3, np.float32))
+    wrong = [np.full(3, 1.1, np.float32)]
+    with pytest.raises(AssertionError):
+        harness.compare("op", case, [np.ones(3, np.float32)], wrong)
+    with pytest.raises(AssertionError, match="torch gives float16"):
+        harness.compare("op", case, [np.ones(3, np.float16)], [np.ones(3, np.float32)])
