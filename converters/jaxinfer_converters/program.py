@@ -180,6 +180,11 @@ class GraphProgram:
         }
 
     @functools.cached_property
+    def state_kinds(self) -> Mapping[str, str]:
+        """``parameter`` or ``buffer`` for each entry of ``params``."""
+        return {i.target: i.kind for i in self.graph.inputs if i.kind in ("parameter", "buffer")}
+
+    @functools.cached_property
     def random_sites(self) -> str:
         """The nodes that sample, for messages; empty if none does."""
         return "; ".join(f"{node.op} {node.where()}" for node in random_nodes(self.graph)[:5])

@@ -1,0 +1,444 @@
+"""ExportedProgram -> Graph, Signature, output structure and the table of its state.
+
+Nothing here reads a weight: parameters, buffers and constants are named, with their shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    SymIntArgument,
+    TensorArgument,
+)
+from torch.fx import GraphModule
+from torch.fx import Node as FxNode
+from torch.utils import _pytree as pytree
+
+from jaxinfer.core.errors import ConversionError, listing
+from jaxinfer.core.signature import LeafSpec, Signature
+from jaxinfer.core.structure import LEAF, Structure
+from jaxinfer_converters.graph import Aval, DType, Graph, Input, Node, Ref, Result, Sub
+from jaxinfer_converters.torch.export import DATA_DEPENDENT_ADVICE, short_file
+
+DROPPED_KWARGS = frozenset(
+    ("layout", "device", "pin_memory", "memory_format", "generator", "non_blocking")
+)
+_INPUT_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """What an exported program is, without its weights.
+
+    Attributes:
+      state: kind of each named tensor: ``parameter``, ``buffer``, or ``constant``.
+      persistent: buffers that are in the state_dict.
+    """
+
+    graph: Graph
+    signature: Signature
+    outputs: Structure
+    state: Mapping[str, str]
+    persistent: frozenset[str]
+
+
+def capture(program: ExportedProgram, forward: Callable[..., Any] | None = None) -> Captured:
+    """Read an exported, decomposed program.
+
+    Args:
+      forward: the module's forward, for the names of positional arguments.
+
+    Raises:
+      ConversionError: shapes that depend on data (all of them), or a kind of argument,
+        output or dtype that has no picture here.
+    """
+    reader = _Reader(program, forward)
+    return reader.read()
+
+
+class _Reader:
+    def __init__(self, program: ExportedProgram, forward: Callable[..., Any] | None):
+        self.program = program
+        self.forward = forward
+        self.rename: dict[str, str] = {}
+        self.data_dependent: dict[str, str] = {}
+        self.constants: dict[str, str] = {}
+
+    def read(self) -> Captured:
+        program, spec = self.program, self.program.graph_signature
+        placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+        self.signature = self._signature(placeholders)
+        inputs, position = [], 0
+        state: dict[str, str] = {}
+        persistent = set()
+        for node, entry in zip(placeholders, spec.input_specs, strict=True):
+            aval = self.aval(node.meta.get("val"))
+            if entry.kind == InputKind.USER_INPUT:
+                inputs.append(Input(node.name, "input", str(position), aval))
+                position += 1
+                continue
+            kind = _INPUT_KINDS.get(entry.kind)
+            if kind is None or entry.target is None:
+                raise ConversionError(f"{node.name}: inputs of kind {entry.kind.name} have no rule")
+            state[entry.target] = kind
+            if kind == "buffer" and entry.persistent:
+                persistent.add(entry.target)
+            inputs.append(Input(node.name, kind, entry.target, aval))
+        graph = self.graph(program.graph_module, inputs, self._results())
+        if self.data_dependent:
+            raise ConversionError(
+                listing(
+                    "shapes or values in this model depend on the data:",
+                    list(self.data_dependent.values()),
+                    DATA_DEPENDENT_ADVICE,
+                )
+            )
+        return Captured(
+            graph, self.signature, self._outputs(), state | self.constants, frozenset(persistent)
+        )
+
+    def graph(
+        self, module: GraphModule, inputs: Sequence[Input], results: Sequence[Result] | None
+    ) -> Graph:
+        """Read the nodes of a module; ``results`` None reads them from its output node."""
+        nodes: list[Node] = []
+        subgraphs: dict[str, Graph] = {}
+        values: dict[FxNode, Any] = {}
+        inputs = list(inputs)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = Ref(node.name)
+            elif node.op == "get_attr":
+                attribute = _attribute(module, node.target)
+                if isinstance(attribute, GraphModule):
+                    values[node] = Sub(node.target)
+                    subgraphs[node.target] = self.subgraph(attribute)
+                else:
+                    raise ConversionError(f"{node.name}: attribute {node.target!r} is not lifted")
+            elif node.op == "call_function":
+                values[node] = Ref(node.name)
+                nodes.append(self.node(node, values))
+            elif node.op == "output" and results is None:
+                flat = node.args[0] if isinstance(node.args[0], (tuple, list)) else [node.args[0]]
+                results = [Result("output", self.value(item, values)) for item in flat]
+        graph = Graph(tuple(inputs), tuple(nodes), tuple(results or ()), subgraphs)
+        graph.verify()
+        return graph
+
+    def subgraph(self, module: GraphModule) -> Graph:
+        inputs = [
+            Input(node.name, "input", str(index), self.aval(node.meta.get("val")))
+            for index, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder")
+        ]
+        return self.graph(module, inputs, None)
+
+    def node(self, node: FxNode, values: Mapping[FxNode, Any]) -> Node:
+        op = op_name(node.target)
+        kwargs = {
+            key: self.value(item, values)
+            for key, item in node.kwargs.items()
+            if key not in DROPPED_KWARGS
+        }
+        made = Node(
+            node.name,
+            op,
+            tuple(self.value(item, values) for item in node.args),
+            kwargs,
+            self.avals(node.meta.get("val")),
+            _module_path(node),
+            _source_line(node),
+        )
+        new = _unbacked(node.meta.get("val")) - self._known_unbacked
+        if new:
+            self._known_unbacked |= new
+            self.data_dependent[node.name] = f"{op} {made.where() or made.name}"
+        return made
+
+    _known_unbacked: set[str] = set()  # noqa: RUF012  (replaced per reader in _signature)
+
+    def value(self, item: Any, values: Mapping[FxNode, Any]) -> Any:
+        if isinstance(item, FxNode):
+            return values[item]
+        if isinstance(item, torch.dtype):
+            return DType(dtype_name(item))
+        if isinstance(item, (torch.device, torch.layout, torch.memory_format)):
+            return None
+        if item is None or isinstance(item, (bool, int, float, complex, str)):
+            return item
+        if isinstance(item, (list, tuple)):
+            return [self.value(x, values) for x in item]
+        if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise ConversionError(f"a symbolic number {item} stands in the graph without a node")
+        raise ConversionError(f"an argument of type {type(item).__name__} has no picture: {item!r}")
+
+    def avals(self, value: Any) -> tuple[Aval | None, ...]:
+        if isinstance(value, (tuple, list)):
+            return tuple(self.aval(item) for item in value)
+        one = self.aval(value)
+        return () if one is None else (one,)
+
+    def aval(self, value: Any) -> Aval | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        return Aval(tuple(self.dim(d) for d in value.shape), dtype_name(value.dtype))
+
+    def dim(self, size: Any) -> int | str:
+        if isinstance(size, int):
+            return size
+        text = re.sub(r"\b[su]\d+\b", lambda m: self.rename.get(m[0], m[0]), str(size.node.expr))
+        return int(text) if text.isdigit() else text
+
+    def _signature(self, placeholders: Sequence[FxNode]) -> Signature:
+        """Names, structures, leaves and ranges of the user's inputs."""
+        self._known_unbacked = set()
+        in_spec = self.program.call_spec.in_spec
+        if in_spec is None:
+            raise ConversionError("the exported program does not say how it is called")
+        args_spec, kwargs_spec = in_spec.children()
+        names = self._argument_names(len(args_spec.children()))
+        names += [str(key) for key in kwargs_spec.context or ()]
+        children = [*args_spec.children(), *kwargs_spec.children()]
+        structures = tuple(structure(child) for child in children)
+        paths: list[str] = []
+        for name, item in zip(names, structures, strict=True):
+            paths += [f"{name}.{p}" if p else name for p in item.paths()]
+        specs = self.program.graph_signature.input_specs
+        user = [
+            (node, spec.arg)
+            for node, spec in zip(placeholders, specs, strict=True)
+            if spec.kind == InputKind.USER_INPUT
+        ]
+        self._name_symbols(paths, [node for node, _ in user])
+        leaves = []
+        for path, (node, arg) in zip(paths, user, strict=True):
+            if isinstance(arg, TensorArgument):
+                aval = self.aval(node.meta["val"])
+                assert aval is not None
+                leaves.append(LeafSpec(path, aval.shape, aval.dtype))
+            elif isinstance(arg, ConstantArgument):
+                leaves.append(LeafSpec(path, value=arg.value))
+            elif isinstance(arg, SymIntArgument):
+                raise ConversionError(
+                    f"{path}: a dynamic integer input; JAX needs it static: pass it as a fixed "
+                    "number, or as a tensor"
+                )
+            else:
+                raise ConversionError(f"{path}: an input of kind {type(arg).__name__} has no rule")
+        return Signature(
+            tuple(names), len(args_spec.children()), structures, tuple(leaves), self._ranges()
+        )
+
+    def _argument_names(self, count: int) -> list[str]:
+        names: list[str] = []
+        if self.forward is not None:
+            for parameter in inspect.signature(self.forward).parameters.values():
+                if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                    names.append(parameter.name)
+        names = names[:count]
+        return names + [f"x{i}" for i in range(len(names), count)]
+
+    def _name_symbols(self, paths: Sequence[str], nodes: Sequence[FxNode]) -> None:
+        """Give each symbol the user's name for it, or its input's path and axis."""
+        declared = _declared_names(self.program)
+        for path, node in zip(paths, nodes, strict=True):
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                continue
+            for axis, size in enumerate(value.shape):
+                symbol = "" if isinstance(size, int) else str(size.node.expr)
+                if symbol.isidentifier() and symbol not in self.rename:
+                    plain = re.sub(r"\W", "_", f"{path}_{axis}")
+                    name = declared.get(symbol, plain)
+                    taken = set(self.rename.values())
+                    self.rename[symbol] = name if name not in taken else plain
+
+    def _ranges(self) -> dict[str, tuple[int, int | None]]:
+        """Ranges of the symbols; torch's lower bound of 2 means that 0 and 1 are untested."""
+        ranges: dict[str, tuple[int, int | None]] = {}
+        for symbol, bounds in self.program.range_constraints.items():
+            name = self.rename.get(str(symbol))
+            if name is None:
+                continue
+            low = int(bounds.lower) if bounds.lower.is_finite else 0
+            high = int(bounds.upper) if bounds.upper.is_finite else None
+            if high is not None and high >= 2**31 - 1:
+                high = None
+            ranges[name] = (low if low > 2 else 0, high)
+        return ranges
+
+    def _results(self) -> list[Result]:
+        """User outputs first, then the new values of buffers and inputs."""
+        user, changed = [], []
+        for spec in self.program.graph_signature.output_specs:
+            arg = spec.arg
+            if isinstance(arg, ConstantArgument):
+                value: Any = arg.value
+            elif isinstance(arg, (TensorArgument, SymIntArgument)):
+                value = Ref(arg.name)
+            else:
+                raise ConversionError(f"an output of kind {type(arg).__name__} has no rule")
+            if spec.kind == OutputKind.USER_OUTPUT:
+                user.append(Result("output", value))
+            elif spec.kind == OutputKind.BUFFER_MUTATION:
+                changed.append(Result("buffer", value, str(spec.target)))
+            elif spec.kind == OutputKind.USER_INPUT_MUTATION:
+                changed.append(Result("input", value, self._input_path(str(spec.target))))
+            else:
+                raise ConversionError(f"an output of kind {spec.kind.name} has no rule")
+        return user + changed
+
+    def _input_path(self, placeholder: str) -> str:
+        user = [
+            spec.arg.name
+            for spec in self.program.graph_signature.input_specs
+            if spec.kind == InputKind.USER_INPUT
+        ]
+        return self.signature.leaves[user.index(placeholder)].path
+
+    def _outputs(self) -> Structure:
+        out_spec = self.program.call_spec.out_spec
+        if out_spec is None:
+            raise ConversionError("the exported program does not say what it returns")
+        return structure(out_spec)
+
+
+def _declared_names(program: ExportedProgram) -> dict[str, str]:
+    """Return the user's ``Dim`` name of each symbol, as export recorded it."""
+    names: dict[str, str] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder":
+            break
+        if not isinstance(value, torch.Tensor):
+            continue
+        for size in value.shape:
+            if isinstance(size, int):
+                continue
+            symbol = str(size.node.expr)
+            env = size.node.shape_env
+            for source in getattr(env, "var_to_sources", {}).get(size.node.expr, ()):
+                name = getattr(env, "source_name_to_debug_name", {}).get(_source_name(source))
+                if name and name.isidentifier() and not name.startswith("_"):
+                    names[symbol] = name
+    return names
+
+
+def _source_name(source: Any) -> str:
+    name = source.name
+    return name() if callable(name) else name
+
+
+def structure(spec: pytree.TreeSpec) -> Structure:
+    """Turn torch's tree spec into a Structure.
+
+    Raises:
+      ConversionError: a container of a kind that cannot be described as data.
+    """
+    if spec.is_leaf():
+        return LEAF
+    children = tuple(structure(child) for child in spec.children())
+    kind, context = spec.type, spec.context
+    if kind is tuple:
+        return Structure("tuple", children)
+    if kind is list:
+        return Structure("list", children)
+    if kind.__name__ in ("dict", "OrderedDict", "immutable_dict"):
+        return Structure("dict", children, tuple(context))
+    if kind.__name__ == "defaultdict":
+        return Structure("dict", children, tuple(context[1]))
+    if kind.__name__ == "immutable_list":
+        return Structure("list", children)
+    if kind.__name__ == "namedtuple" or hasattr(context, "_fields"):
+        return Structure("namedtuple", children, tuple(context._fields), context.__name__)
+    if isinstance(context, (list, tuple)):
+        keys = _field_names(kind, context, len(children))
+        if keys is not None:
+            return Structure("record", children, keys, kind.__name__)
+    raise ConversionError(
+        f"{kind.__module__}.{kind.__qualname__} in the module's inputs or outputs is a container "
+        "that cannot be described as data; return tuples, lists, dicts or dataclasses"
+    )
+
+
+def _field_names(kind: Any, context: Any, count: int) -> tuple[str, ...] | None:
+    """Return the field names of a dataclass or ModelOutput from its tree context."""
+    for candidate in (context, *[c for c in context if isinstance(c, (list, tuple))]):
+        if len(candidate) == count and all(isinstance(key, str) for key in candidate):
+            return tuple(candidate)
+    return None
+
+
+def op_name(target: Any) -> str:
+    """Return the operator's name: overload name, ``higher_order.x``, or ``operator.x``."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order.{target.name()}"
+    module = getattr(target, "__module__", "") or ""
+    module = {"_operator": "operator"}.get(module, module.split(".")[0])
+    return f"{module}.{target.__name__}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a torch dtype, as ``jaxinfer.core.dtypes`` spells it.
+
+    Raises:
+      ConversionError: quantized and complex32 dtypes, which JAX does not have.
+    """
+    from jaxinfer.core.dtypes import NAMES
+
+    name = str(dtype).removeprefix("torch.")
+    if name not in NAMES:
+        raise ConversionError(f"dtype {name} does not exist in JAX; cast it in the module first")
+    return name
+
+
+def _attribute(module: torch.nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _module_path(node: FxNode) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    path = re.sub(r"^L\['self'\]\.?|^L__self__\.?", "", str(path))
+    return re.sub(r"\._modules\['([^']+)'\]", r".\1", path).split("@")[0]
+
+
+def _source_line(node: FxNode) -> str:
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)', trace)
+    outside = [f for f in frames if "/torch/" not in f[0].replace("\\", "/")]
+    if not frames:
+        return ""
+    file, line, code = (outside or frames)[-1]
+    return f"{short_file(file)}:{line}: {code.strip()[:120]}".rstrip(": ")
+
+
+def _unbacked(value: Any) -> set[str]:
+    """Return the names of unbacked symbols (sizes or numbers known only from data)."""
+    found: set[str] = set()
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+        sizes = item.shape if isinstance(item, torch.Tensor) else (item,)
+        for size in sizes:
+            if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+                found |= set(re.findall(r"\b(?:u|zuf|uf)\d+\b", str(size.node.expr)))
+    return found

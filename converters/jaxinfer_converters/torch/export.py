@@ -1,0 +1,256 @@
+"""torch.export, one decomposition pass, and errors that say what to do.
+
+``export`` runs non-strict; ``decompose`` runs ``run_decompositions`` once with a table from
+which every operator that has a lowering rule is removed: what the rules know stays whole
+(attention, norms, convolutions, LSTM), the rest is taken apart by torch's own decompositions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from jaxinfer.core.errors import ConversionError
+from jaxinfer.core.ops import OPS
+
+DATA_DEPENDENT_ADVICE = (
+    "A jitted JAX function has static shapes and no Python branch on values. Rewrite the line "
+    "with torch.where or torch.cond (for a branch), or with masks and padding (for a shape)."
+)
+
+
+def export(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> ExportedProgram:
+    """Export a module, non-strict, as it stands (train or eval).
+
+    Args:
+      args, kwargs: example inputs.
+      dynamic_shapes: as torch.export's, where a string may stand for a ``Dim`` of that name;
+        ``"batch"``-like string alone: that name for axis 0 of every tensor; ``"auto"``: every
+        axis of every tensor as dynamic as the module allows; None: static.
+
+    Raises:
+      ConversionError: the export fails: which line or layer, and what to do.
+    """
+    kwargs = dict(kwargs or {})
+    shapes = dynamic_spec(dynamic_shapes, tuple(args), kwargs)
+    try:
+        with _weights_on_cpu(module), torch.no_grad():
+            return torch.export.export(
+                module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        raise _explained(module, args, kwargs, error) from error
+
+
+def decompose(program: ExportedProgram) -> ExportedProgram:
+    """Functionalize and decompose everything that has no rule, in one pass."""
+    try:
+        with torch.no_grad():
+            return program.run_decompositions(decomposition_table())
+    except Exception as error:
+        raise ConversionError(
+            f"torch could not decompose the exported program: {_first_line(error)}"
+        ) from error
+
+
+def decomposition_table() -> Any:
+    """Return torch's decompositions without the operators that have a rule."""
+    table = torch.export.default_decompositions()
+    for op, decomposition in torch._decomp.decomposition_table.items():
+        if isinstance(op, torch._ops.OpOverload) and op not in table:
+            table[op] = decomposition
+    for op in list(table):
+        if str(op) in OPS:
+            table.pop(op)
+    return table
+
+
+def dynamic_spec(spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Turn names into ``torch.export.Dim``; see ``export``."""
+    if spec is None:
+        return None
+    dims: dict[str, Any] = {}
+
+    def dim(name: Any) -> Any:
+        if not isinstance(name, str):
+            return name
+        return Dim.AUTO if name == "auto" else dims.setdefault(name, Dim(name))
+
+    if isinstance(spec, str):
+
+        def axes(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
+                return None
+            return {i: Dim.AUTO for i in range(leaf.ndim)} if spec == "auto" else {0: dim(spec)}
+
+        whole = (pytree.tree_map(axes, args), pytree.tree_map(axes, kwargs))
+        if not kwargs:
+            return whole[0]
+        return whole[1] if not args else {**_by_name(args, whole[0]), **whole[1]}
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: walk(value) for key, value in node.items()}
+        if isinstance(node, (tuple, list)):
+            return type(node)(walk(value) for value in node)
+        return dim(node)
+
+    return walk(spec)
+
+
+def _by_name(args: Sequence[Any], specs: Sequence[Any]) -> dict[str, Any]:
+    raise ConversionError(
+        "a single name for dynamic_shapes needs all example inputs by position or all by name; "
+        f"got {len(args)} by position and others by name: write the dict "
+        "{'input': {0: 'batch'}, ...} instead"
+    )
+
+
+@contextlib.contextmanager
+def _weights_on_cpu(module: torch.nn.Module) -> Iterator[None]:
+    """Let meta and fake parameters stand as uninitialized CPU tensors while exporting.
+
+    ``torch.empty`` reserves address space and touches no page, so no memory is used.
+    """
+    swapped: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+    made: dict[int, torch.Tensor] = {}
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                if tensor is None or not is_placeholder(tensor):
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    if isinstance(tensor, torch.nn.Parameter):
+                        empty = torch.nn.Parameter(empty, requires_grad=False)
+                    made[id(tensor)] = empty
+                swapped.append((table, name, tensor))
+    for table, name, tensor in swapped:
+        table[name] = made[id(tensor)]
+    try:
+        yield
+    finally:
+        for table, name, tensor in swapped:
+            table[name] = tensor
+
+
+def is_placeholder(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has no values: on the meta device, or fake."""
+    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def _explained(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> ConversionError:
+    """Turn a failure of torch.export into one that names the line or layer and the cure."""
+    if isinstance(error, ConversionError):
+        return error
+    text = str(error)
+    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        line = _caused_by(text)
+        return ConversionError(
+            f"the module's control flow or shapes depend on values{line}: {_first_line(error)}\n"
+            + DATA_DEPENDENT_ADVICE
+        )
+    if "onstraint" in text and "pecializ" in text:
+        advice = (
+            "\nThe module fixes a size that dynamic_shapes declares dynamic (examples of size 0 "
+            "or 1 are always fixed). Use example inputs of size 2 or more, give that axis a "
+            "number, or pass dynamic_shapes='auto' to keep dynamic only what can be."
+        )
+        return ConversionError("torch.export refused dynamic_shapes: " + text.strip()[:2000] + advice)
+    if layer := failing_layer(module, args, kwargs):
+        return ConversionError(layer)
+    return ConversionError(
+        f"torch.export failed: {type(error).__name__}: {_first_line(error)}\n"
+        "The module must run on the example inputs; if it does, see "
+        "torch.export.draft_export for a report."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:500] if lines else type(error).__name__
+
+
+def _caused_by(text: str) -> str:
+    found = re.search(r"Caused by: .*\((.*?) in (\w+)\)", text)
+    if found:
+        return f" at {found[1]} ({found[2]})"
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s*(.*)', text)
+    frames = [frame for frame in frames if "/torch/" not in frame[0]]
+    if not frames:
+        return ""
+    file, line, function, code = frames[-1]
+    return f" at {short_file(file)}:{line} in {function}: {code.strip()}"
+
+
+def short_file(file: str) -> str:
+    """Shorten a path to what follows site-packages, or to its last two parts."""
+    file = file.replace("\\", "/")
+    for mark in ("/site-packages/", "/dist-packages/"):
+        if mark in file:
+            return file.split(mark)[-1]
+    return "/".join(file.split("/")[-2:])
+
+
+def failing_layer(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """Run the module on shapes only; return which layer fails and why, or ''.
+
+    For Linear and convolutions, the features that it gets and wants are named.
+    """
+    stack: list[tuple[str, torch.nn.Module, tuple[Any, ...]]] = []
+    handles = []
+    for name, layer in module.named_modules():
+        handles.append(layer.register_forward_pre_hook(
+            lambda layer, inputs, name=name: stack.append((name, layer, inputs))
+        ))  # fmt: skip
+        handles.append(layer.register_forward_hook(lambda *_: stack.pop() and None))
+    mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with _weights_on_cpu(module), mode, torch.no_grad():
+            fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
+            module(*fake[0], **fake[1])
+    except Exception as error:
+        return _layer_text(stack[-1], error) if stack else ""
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ""
+
+
+def _layer_text(entry: tuple[str, torch.nn.Module, tuple[Any, ...]], error: Exception) -> str:
+    name, layer, inputs = entry
+    shapes = [list(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
+    text = f"layer {name or '(the module itself)'!r} ({type(layer).__name__}"
+    if isinstance(layer, torch.nn.Linear) and shapes:
+        got, want = shapes[0][-1], layer.in_features
+        if got != want:
+            return (
+                f"{text}, {layer}) gets {got:,} features and wants {want:,}: its input is "
+                f"{shapes[0]}. Give it in_features={got}, or reduce the features before it "
+                "(for example nn.AdaptiveAvgPool2d(1) before nn.Flatten)."
+            )
+    channels = getattr(layer, "in_channels", None)
+    if channels is not None and shapes and len(shapes[0]) > 1:
+        axis = -(len(getattr(layer, "kernel_size", ())) + 1)
+        got = shapes[0][axis] if len(shapes[0]) >= -axis else None
+        if got != channels:
+            return (
+                f"{text}, {layer}) gets {got} channels and wants {channels}: its input is "
+                f"{shapes[0]}."
+            )
+    return f"{text}) fails on inputs of shape {shapes}: {type(error).__name__}: {_first_line(error)}"

@@ -1,0 +1,201 @@
+"""State of an exported program -> ``params`` and constants, leaf by leaf.
+
+Values come from the module itself, or from a checkpoint: then torch holds none of them. Tied
+parameters (one storage, several names) are one leaf under the name that the module lists
+first, or that the checkpoint has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from jaxinfer.core import dtypes
+from jaxinfer.core.arrays import from_torch_tensor
+from jaxinfer.core.errors import ConversionError, listing
+from jaxinfer.io.checkpoint import Checkpoint, match
+from jaxinfer_converters.graph import Aval, Graph
+from jaxinfer_converters.torch.capture import Captured
+from jaxinfer_converters.torch.export import is_placeholder
+
+INLINE_LIMIT = 1 << 20
+"""Bytes up to which a tensor that is not in the state_dict is a constant of the function."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The tensors of a converted model.
+
+    Attributes:
+      params: flat dict by state_dict name.
+      constants: small tensors that are not in the state_dict, by name.
+      graph: the graph, with tied names pointing to one leaf and constants marked.
+      notes: what was tied, left out or cast, for the model's provenance.
+    """
+
+    params: dict[str, Any]
+    constants: dict[str, np.ndarray]
+    graph: Graph
+    notes: dict[str, Any]
+
+
+def tensors_of(program: ExportedProgram, module: torch.nn.Module | None) -> dict[str, torch.Tensor]:
+    """Return every named tensor that the program or the module holds (maybe without values)."""
+    found: dict[str, Any] = dict(program.constants)
+    found |= program.state_dict
+    if module is not None:
+        found |= dict(module.named_parameters(remove_duplicate=False))
+        found |= dict(module.named_buffers(remove_duplicate=False))
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+def tied_names(
+    tensors: Mapping[str, torch.Tensor], prefer: Callable[[str], bool] = lambda name: True
+) -> dict[str, str]:
+    """Return ``{alias: canonical}`` for names of one and the same tensor.
+
+    Two names are one tensor if they are the same object, or share storage, offset, shape and
+    strides. The canonical name is the first that ``prefer`` accepts, else the first.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        key: Any = id(tensor)
+        if not is_placeholder(tensor) and tensor.numel() and tensor.layout == torch.strided:
+            view = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            key = (tensor.untyped_storage().data_ptr(), view)
+        groups.setdefault(key, []).append(name)
+    tied = {}
+    for names in groups.values():
+        canonical = next((name for name in names if prefer(name)), names[0])
+        tied |= {name: canonical for name in names if name != canonical}
+    return tied
+
+
+def collect(
+    captured: Captured,
+    tensors: Mapping[str, torch.Tensor],
+    checkpoint: Checkpoint | None,
+    *,
+    ignore: Callable[[str], bool] = lambda name: False,
+    progress: Progress | None = None,
+) -> State:
+    """Read every tensor that the graph needs.
+
+    Args:
+      captured: the program.
+      tensors: tensors by name; placeholders (meta, fake) need the checkpoint.
+      checkpoint: where parameters and persistent buffers come from, if given.
+      ignore: names in the checkpoint that are known not to belong to the model.
+      progress: called as ``progress(name, done, total)``.
+
+    Raises:
+      CheckpointError: missing, extra or wrong-shaped keys, all of them.
+      ConversionError: tensors without values, integers that do not fit; all of them.
+    """
+    read = {use for node in captured.graph.walk() for use in _uses(node)}
+    read |= {r.value.name for r in captured.graph.results if hasattr(r.value, "name")}
+    inputs = {i.target: i for i in captured.graph.inputs if i.kind != "input"}
+    tied = tied_names(
+        {name: t for name, t in tensors.items() if captured.state.get(name) == "parameter"},
+        prefer=(lambda name: name in checkpoint) if checkpoint is not None else lambda name: True,
+    )
+    unread = [
+        name
+        for name, kind in captured.state.items()
+        if kind != "parameter" and inputs[name].name not in read
+    ]
+    wanted = [n for n in captured.state if n not in unread and n not in tied]
+    notes: dict[str, Any] = {}
+    if tied:
+        notes["tied"] = tied
+    if unread:
+        notes["unread_buffers"] = unread
+    stored: set[str] = set()
+    if checkpoint is not None:
+        stored = {
+            name
+            for name in wanted
+            if captured.state[name] == "parameter" or name in captured.persistent
+        }
+        specs = {name: _spec(inputs[name].aval) for name in stored}
+        also = {*tied, *unread, *(n for n in tensors if n not in captured.state)}
+        extra_ok = [name for name in checkpoint if name in also or ignore(name)]
+        casts = match(checkpoint, specs, allow_unread=extra_ok)
+        if casts:
+            notes["cast"] = [list(record) for record in casts]
+    params: dict[str, Any] = {}
+    constants: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    for done, name in enumerate(wanted):
+        if progress is not None:
+            progress(name, done, len(wanted))
+        value = _read(name, stored, checkpoint, tensors, inputs[name].aval, problems)
+        if value is None:
+            continue
+        small = value.nbytes <= INLINE_LIMIT
+        if name not in captured.persistent and captured.state[name] != "parameter" and small:
+            constants[name] = np.array(value)
+        else:
+            params[name] = jnp.array(value)  # a copy: torch may go on writing to its own
+    if problems:
+        raise ConversionError(listing("tensors that cannot be converted:", problems))
+    return State(params, constants, _point(captured.graph, tied, constants), notes)
+
+
+def _uses(node: Any) -> list[str]:
+    from jaxinfer_converters.graph import refs
+
+    return list(refs((node.args, node.kwargs)))
+
+
+def _spec(aval: Aval | None) -> tuple[tuple[int, ...], str]:
+    assert aval is not None
+    return tuple(int(d) for d in aval.shape), aval.dtype
+
+
+def _read(
+    name: str,
+    stored: set[str],
+    checkpoint: Checkpoint | None,
+    tensors: Mapping[str, torch.Tensor],
+    aval: Aval | None,
+    problems: list[str],
+) -> np.ndarray | None:
+    if name in stored and checkpoint is not None:
+        array = np.asarray(checkpoint[name])
+        want = dtypes.dtype_of(aval.dtype) if aval is not None else array.dtype
+        array = array if array.dtype == want else array.astype(want)
+    else:
+        tensor = tensors.get(name)
+        if tensor is None or is_placeholder(tensor):
+            problems.append(
+                f"{name}: has no values (it is on the meta device, or fake) and is not in a "
+                "checkpoint; pass weights=, or build this tensor on the CPU"
+            )
+            return None
+        array = from_torch_tensor(tensor)
+    try:
+        return dtypes.narrow(array, name)
+    except OverflowError as error:
+        problems.append(str(error))
+        return None
+
+
+def _point(graph: Graph, tied: Mapping[str, str], constants: Mapping[str, Any]) -> Graph:
+    """Point tied inputs to their one leaf, and mark the inputs that are constants."""
+    inputs = []
+    for item in graph.inputs:
+        if item.kind != "input":
+            kind = "constant" if item.target in constants else item.kind
+            kind = "buffer" if kind == "constant" and item.target not in constants else kind
+            item = dataclasses.replace(item, target=tied.get(item.target, item.target), kind=kind)
+        inputs.append(item)
+    return dataclasses.replace(graph, inputs=tuple(inputs))

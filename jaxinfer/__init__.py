@@ -1,0 +1,21 @@
+"""jaxinfer: from a PyTorch model to a fast pure JAX function, nothing done behind your back.
+
+>>> import jax.numpy as jnp, jaxinfer as ji
+>>> model = ji.from_function(lambda p, x: jnp.tanh(x @ p["w"]), {"w": jnp.eye(2)}, (jnp.ones((3, 2)),))
+>>> model.apply(model.params, jnp.zeros((3, 2))).shape
+(3, 2)
+
+Importing this imports no torch and touches no device.
+"""
+
+from jaxinfer._version import __version__ as __version__
+from jaxinfer.api import from_flax as from_flax
+from jaxinfer.api import from_function as from_function
+from jaxinfer.api import from_torch as from_torch
+from jaxinfer.api import load as load
+from jaxinfer.api import save as save
+from jaxinfer.api import to_nnx as to_nnx
+from jaxinfer.core.errors import JaxinferError as JaxinferError
+from jaxinfer.core.model import Model as Model
+from jaxinfer.core.ops import register as register
+from jaxinfer.core.structure import Output as Output

@@ -1,0 +1,139 @@
+"""The public functions: a Model from PyTorch, Flax or any JAX function; save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxinfer.core.errors import MissingExtraError
+from jaxinfer.core.model import Model
+from jaxinfer.core.program import FunctionProgram, find_entry_point, signature_of
+
+if TYPE_CHECKING:
+    from jaxinfer.core.frontend import Progress
+
+
+def from_torch(
+    module: Any,
+    example_args: Sequence[Any] = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    weights: Any = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Convert a PyTorch module (or ``torch.export.ExportedProgram``) to a Model.
+
+    The module is exported as it stands: call ``module.eval()`` first unless you want dropout
+    and batch statistics. ``params`` is a flat dict keyed by the state_dict's names.
+
+    Args:
+      module: ``torch.nn.Module``, also on the meta device or fake if ``weights`` is given, or
+        ``ExportedProgram`` (then alone).
+      example_args: example inputs by position (a tuple of tensors, nested as forward takes
+        them). A size that is to be dynamic must be 2 or more.
+      example_kwargs: example inputs by name.
+      dynamic_shapes: None (static), as in ``torch.export``, with strings for ``Dim``:
+        ``{"x": {0: "batch"}}``; one string: that name for axis 0 of every tensor; ``"auto"``:
+        every axis as dynamic as the module allows.
+      weights: a weight file or checkpoint directory to read parameters from, instead of the
+        module: leaf by leaf, torch holds none of them.
+      progress: called as ``progress(leaf name, done, total)``.
+
+    Returns:
+      A Model. Cost: the export, one abstract trace, and one copy of the weights.
+
+    Raises:
+      MissingRulesError: operators without a rule, all of them (before any weight is read).
+      ConversionError: the module cannot be exported, or depends on data; which line.
+      CheckpointError: missing, extra and misshapen weights, all of them.
+      MissingExtraError: torch is not installed.
+
+    Example::
+
+        model = ji.from_torch(module.eval(), (x,), dynamic_shapes=({0: "batch"},))
+        y = model(x)
+    """
+    return _torch_front_end().convert(
+        module, example_args, example_kwargs, dynamic_shapes, weights=weights, progress=progress
+    )
+
+
+def _torch_front_end() -> Any:
+    try:
+        return find_entry_point("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(
+            "from_torch needs PyTorch, which is not installed: pip install 'jaxinfer[torch]'. "
+            "A model that was converted and saved before loads without it: jaxinfer.load(path)"
+        ) from error
+
+
+def from_function(
+    fn: Callable[..., Any], params: Any, example_inputs: Sequence[Any] | Any = ()
+) -> Model:
+    """Make a Model of any JAX function ``fn(params, *inputs)``.
+
+    Args:
+      fn: a pure function; any pytree in and out.
+      params: its parameters, any pytree.
+      example_inputs: a tuple of example inputs (arrays, ``jax.ShapeDtypeStruct`` or pytrees of
+        them); they give the input specs, and the shapes at which ``save`` exports. The
+        function itself still takes any shapes it can.
+
+    Raises:
+      TypeError: ``fn`` is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxinfer as ji
+      >>> model = ji.from_function(lambda p, x: p * x, jnp.float32(2), (jnp.ones(3),))
+      >>> model(jnp.arange(3.0)).tolist()
+      [0.0, 2.0, 4.0]
+    """
+    if not callable(fn):
+        raise TypeError(f"from_function takes a callable fn(params, *inputs), got {type(fn)}")
+    inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)
+    source = f"{getattr(fn, '__module__', '?')}.{name}"
+    program = FunctionProgram(fn, signature_of(inputs))
+    return Model(program, params, provenance={"source": source})
+
+
+def from_flax(module: Any, variables: Any = None, example_inputs: Any = (), **kwargs: Any) -> Model:
+    """Make a Model of a Flax module, linen or NNX; see ``jaxinfer.core.flax.from_flax``."""
+    from jaxinfer.core.flax import from_flax as make
+
+    return make(module, variables, example_inputs, **kwargs)
+
+
+def to_nnx(model: Model) -> Any:
+    """Return a ``flax.nnx.Module`` that computes the model; see ``jaxinfer.core.flax.to_nnx``."""
+    return model.to_nnx()
+
+
+def save(model: Model, path: Any, *, overwrite: bool = False) -> None:
+    """Write a model directory (``model.json`` and safetensors), aside and then renamed.
+
+    Args:
+      model: any Model; one made of a Python function is exported as StableHLO at the shapes
+        of its example inputs.
+      path: the directory to make.
+      overwrite: replace an existing directory (the old one stays if writing fails).
+
+    Raises:
+      ArtefactError: the path exists, or cannot be written (a full disk); nothing is left.
+    """
+    model.save(path, overwrite=overwrite)
+
+
+def load(path: Any) -> Model:
+    """Read a model directory. Needs no torch, runs no code from it, checks everything.
+
+    Raises:
+      ArtefactError: everything that is wrong with the directory, at once.
+    """
+    from jaxinfer.io.artefact import load as read
+
+    return read(path)
