@@ -273,10 +273,13 @@ class _Reader:
             name = self.rename.get(str(symbol))
             if name is None:
                 continue
-            low = int(bounds.lower) if bounds.lower.is_finite else 0
-            high = int(bounds.upper) if bounds.upper.is_finite else None
-            if high is not None and high >= 2**31 - 1:
-                high = None
+            # int_oo and the like are no digits; torch also writes "unbounded" as 2**63 - 1
+            low, high = (
+                int(str(end)) if str(end).isdigit() else None
+                for end in (bounds.lower, bounds.upper)
+            )
+            low = low or 0
+            high = None if high is not None and high >= 2**31 - 1 else high
             ranges[name] = (low if low > 2 else 0, high)
         return ranges
 

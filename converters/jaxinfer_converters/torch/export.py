@@ -42,15 +42,42 @@ def export(
     Raises:
       ConversionError: the export fails: which line or layer, and what to do.
     """
-    kwargs = dict(kwargs or {})
-    shapes = dynamic_spec(dynamic_shapes, tuple(args), kwargs)
-    try:
-        with _weights_on_cpu(module), torch.no_grad():
-            return torch.export.export(
-                module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False
-            )
-    except Exception as error:
-        raise _explained(module, args, kwargs, error) from error
+    args, kwargs = tuple(args), dict(kwargs or {})
+    dims: dict[str, Any] = {}
+    for _ in range(4):  # torch names one round of ranges at a time
+        shapes = dynamic_spec(dynamic_shapes, args, kwargs, dims)
+        try:
+            with _weights_on_cpu(module), torch.no_grad():
+                return torch.export.export(
+                    module, args, kwargs, dynamic_shapes=shapes, strict=False
+                )
+        except Exception as error:
+            ranges = suggested_ranges(str(error), dims)
+            if not ranges:
+                raise _explained(module, args, kwargs, error) from error
+            dims |= ranges
+    raise ConversionError(
+        "torch.export keeps narrowing the dynamic sizes; give them as torch.export.Dim with "
+        f"min and max instead of names ({', '.join(dims)})"
+    )
+
+
+def suggested_ranges(text: str, dims: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dims that torch suggests for names that were given without a range.
+
+    A name alone leaves the range to the module: where that has a longest sequence, or needs a
+    multiple of 8, torch says so in its error, and the signature of the model then shows it.
+    """
+    found: dict[str, Any] = {}
+    for name, inner, low, high in re.findall(
+        r"^\s+(\w+) = Dim\('(\w+)'(?:, min=(\d+))?(?:, max=(\d+))?\)", text, re.MULTILINE
+    ):
+        bounds = {key: int(value) for key, value in (("min", low), ("max", high)) if value}
+        if bounds or inner.startswith("_"):
+            found[name] = Dim(inner, **bounds)
+    for name, factor, inner in re.findall(r"^\s+(\w+) = (\d+)\*(_\w+)", text, re.MULTILINE):
+        found[name] = int(factor) * found.get(inner, Dim(inner))
+    return {name: dim for name, dim in found.items() if name in dims and dim != dims[name]}
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
@@ -76,11 +103,12 @@ def decomposition_table() -> Any:
     return table
 
 
-def dynamic_spec(spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Turn names into ``torch.export.Dim``; see ``export``."""
+def dynamic_spec(
+    spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dims: dict[str, Any]
+) -> Any:
+    """Turn names into ``torch.export.Dim``, which are kept in ``dims``; see ``export``."""
     if spec is None:
         return None
-    dims: dict[str, Any] = {}
 
     def dim(name: Any) -> Any:
         if not isinstance(name, str):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +51,43 @@ def read_pickle(path: Any) -> Mapping[str, Any]:
 def _is_zip(path: pathlib.Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
+
+
+def refuse_code(path: pathlib.Path) -> None:
+    """Raise if a ``.pt2`` archive holds pickled objects other than tensors.
+
+    ``torch.export.load`` unpickles script objects, opaque constants and sample inputs without
+    restriction; here they are looked at first, with ``weights_only=True``.
+
+    Raises:
+      CheckpointError: the file is no readable archive, or holds objects that would run code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            pickled = [n for n in names if n.endswith(".pt") or "/sample_inputs/" in n]
+            objects = [n for n in names if n.split("/")[-1].startswith(("custom_obj_", "opaque_obj_"))]
+            for name in names:
+                if name.endswith("_config.json"):
+                    entries = json.loads(archive.read(name)).get("config", {}).values()
+                    folder = name.rsplit("/", 1)[0]
+                    pickled += [f"{folder}/{e['path_name']}" for e in entries if e.get("use_pickle")]
+            if objects:
+                raise CheckpointError(f"{path}: refused: it holds Python objects ({objects[0]})")
+            for name in pickled:
+                data = archive.read(name)
+                if data:
+                    torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it holds Python objects, not only tensors "
+            f"({str(error).splitlines()[0][:200]})"
+        ) from error
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a readable .pt2 archive: {text}") from error
 
 
 READERS = {suffix: read_pickle for suffix in (".pth", ".pt", ".bin", ".ckpt")}

@@ -18,6 +18,7 @@ from jaxinfer.core.frontend import Options, Progress, Source
 from jaxinfer.core.model import Model
 from jaxinfer_converters.torch import examples
 from jaxinfer_converters.torch.convert import from_torch
+from jaxinfer_converters.torch.readers import refuse_code
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
@@ -172,10 +173,10 @@ def _with_weights(module: torch.nn.Module, options: Options) -> torch.nn.Module:
         for name, tensor in state.items()
         if name not in tied or name in checkpoint
     }
-    match(checkpoint, wanted)
+    report = match(checkpoint, wanted)
     with torch.no_grad():
-        for name in wanted:
-            state[name].copy_(examples.to_torch(np.asarray(checkpoint[name])))
+        for name, (_, dtype) in wanted.items():
+            state[name].copy_(examples.to_torch(checkpoint.read(name, dtype, report)))
     return module
 
 
@@ -219,6 +220,7 @@ def _open_pt2(source: str, options: Options) -> Source:
             f"{source}: an exported program has its inputs, class and dtype already; drop "
             "--input, --class and --dtype"
         )
+    refuse_code(path)
     try:
         program = torch.export.load(path)
     except Exception as error:

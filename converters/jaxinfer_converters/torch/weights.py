@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from jaxinfer.core import dtypes
 from jaxinfer.core.arrays import from_torch_tensor
 from jaxinfer.core.errors import ConversionError, listing
-from jaxinfer.io.checkpoint import Checkpoint, match
-from jaxinfer_converters.graph import Aval, Graph
+from jaxinfer.io.checkpoint import Checkpoint, Report, match
+from jaxinfer_converters.graph import Aval, Graph, refs
 from jaxinfer_converters.torch.capture import Captured
 from jaxinfer_converters.torch.export import is_placeholder
 
@@ -100,7 +100,7 @@ def collect(
       CheckpointError: missing, extra or wrong-shaped keys, all of them.
       ConversionError: tensors without values, integers that do not fit; all of them.
     """
-    read = {use for node in captured.graph.walk() for use in _uses(node)}
+    read = {name for node in captured.graph.nodes for name in refs((node.args, node.kwargs))}
     read |= {r.value.name for r in captured.graph.results if hasattr(r.value, "name")}
     inputs = {i.target: i for i in captured.graph.inputs if i.kind != "input"}
     tied = tied_names(
@@ -119,6 +119,7 @@ def collect(
     if unread:
         notes["unread_buffers"] = unread
     stored: set[str] = set()
+    report = Report()
     if checkpoint is not None:
         stored = {
             name
@@ -128,16 +129,15 @@ def collect(
         specs = {name: _spec(inputs[name].aval) for name in stored}
         also = {*tied, *unread, *(n for n in tensors if n not in captured.state)}
         extra_ok = [name for name in checkpoint if name in also or ignore(name)]
-        casts = match(checkpoint, specs, allow_unread=extra_ok)
-        if casts:
-            notes["cast"] = [list(record) for record in casts]
+        report = match(checkpoint, specs, allow_unread=extra_ok)
     params: dict[str, Any] = {}
     constants: dict[str, np.ndarray] = {}
     problems: list[str] = []
     for done, name in enumerate(wanted):
         if progress is not None:
             progress(name, done, len(wanted))
-        value = _read(name, stored, checkpoint, tensors, inputs[name].aval, problems)
+        source = checkpoint if name in stored else None
+        value = _read(name, source, tensors, inputs[name].aval, report, problems)
         if value is None:
             continue
         small = value.nbytes <= INLINE_LIMIT
@@ -145,15 +145,17 @@ def collect(
             constants[name] = np.array(value)
         else:
             params[name] = jnp.array(value)  # a copy: torch may go on writing to its own
+            params[name].block_until_ready()
+        del value
+        if source is not None:
+            source.release(name)
+    if report.casts:
+        notes["cast"] = [list(record) for record in report.casts]
+    if report.warnings:
+        notes["nonfinite"] = report.warnings
     if problems:
         raise ConversionError(listing("tensors that cannot be converted:", problems))
     return State(params, constants, _point(captured.graph, tied, constants), notes)
-
-
-def _uses(node: Any) -> list[str]:
-    from jaxinfer_converters.graph import refs
-
-    return list(refs((node.args, node.kwargs)))
 
 
 def _spec(aval: Aval | None) -> tuple[tuple[int, ...], str]:
@@ -163,16 +165,15 @@ def _spec(aval: Aval | None) -> tuple[tuple[int, ...], str]:
 
 def _read(
     name: str,
-    stored: set[str],
     checkpoint: Checkpoint | None,
     tensors: Mapping[str, torch.Tensor],
     aval: Aval | None,
+    report: Report,
     problems: list[str],
 ) -> np.ndarray | None:
-    if name in stored and checkpoint is not None:
-        array = np.asarray(checkpoint[name])
-        want = dtypes.dtype_of(aval.dtype) if aval is not None else array.dtype
-        array = array if array.dtype == want else array.astype(want)
+    if checkpoint is not None:
+        assert aval is not None
+        array = checkpoint.read(name, aval.dtype, report)
     else:
         tensor = tensors.get(name)
         if tensor is None or is_placeholder(tensor):
