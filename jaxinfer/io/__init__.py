@@ -1,0 +1,1 @@
+"""Files: weights (safetensors, npz) read leaf by leaf, and model directories written whole."""

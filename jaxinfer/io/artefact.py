@@ -1,0 +1,164 @@
+"""Model directories: save and load, with nothing half-written and nothing half-checked.
+
+    model.json             schema, program, rewrites, names with shapes and dtypes of the
+                           parameters, their structure, provenance with the SHA-256 of every file
+    params.safetensors     above ``SHARD_BYTES`` params-00001-of-0000N.safetensors and
+                           params.safetensors.index.json, as Hugging Face names them
+    constants.safetensors  arrays that belong to the program, if any
+    exports/               opaque files of the program (StableHLO), if any
+
+Nothing is pickled and nothing in a directory is executed or imported; the one look-up by name
+is that of the program kind among the installed entry points. The checksums find damaged and
+swapped files, not a forger, who can write his own.
+
+64-bit parameters saved under x64 load with x64 off if every value fits the 32-bit dtype
+exactly; else loading says to turn x64 on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jaxinfer.core.errors import ArtefactError, MissingExtraError
+from jaxinfer.core.model import Model
+from jaxinfer.core.program import FunctionProgram
+from jaxinfer.core.table import RuleTable
+from jaxinfer.io import _json, _tree
+from jaxinfer.io._directory import replacing, write_bytes
+from jaxinfer.io._load import CONSTANTS, FORMAT, INDEX, MODEL, PARAMS, SCHEMA, blob_path, load_model
+from jaxinfer.io._safetensors import spec_of, write
+
+SHARD_BYTES = 5_000_000_000
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+REWRITES: RuleTable[Any] = RuleTable("rewrite")
+"""Rewrite kind to its class: ``kind``, ``to_json()``, ``from_json(data)``."""
+
+
+def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a model to a directory, all of it or nothing.
+
+    Leaves are written one at a time. A model of a Python function is exported as StableHLO at
+    the shapes of its example inputs; its parameters come back as a flat dict by leaf path.
+
+    Args:
+      model: what to save.
+      path: the directory to make; the one it stands in must exist.
+      overwrite: replace a model directory; the old one stays if anything fails.
+
+    Raises:
+      ArtefactError: the path is taken, the model cannot be written as data, or the disk is
+        full; the directory is then as it was.
+    """
+    with replacing(path, overwrite, lambda folder: (folder / MODEL).is_file()) as folder:
+        _write(model, folder)
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a model from a directory that ``save`` has written.
+
+    Parameters come back as JAX arrays, bit for bit.
+
+    Raises:
+      ArtefactError: not a model directory, of a newer schema, damaged; all faults at once.
+      MissingRulesError: nothing is wrong but operators without a rule.
+    """
+    return load_model(Path(path), REWRITES)
+
+
+def _write(model: Model, folder: Path) -> None:
+    leaves, structure = _tree.flatten(model.params)
+    provenance = dict(model.provenance)
+    program, rewrites = model.program, model.rewrites
+    if isinstance(program, FunctionProgram):
+        program = _export(model, program)
+        provenance["exported"] = "StableHLO at fixed shapes: " + "; ".join(map(str, model.inputs))
+        rewrites, structure = (), None
+    unknown = [rewrite.kind for rewrite in rewrites if rewrite.kind not in REWRITES]
+    if unknown:
+        raise ArtefactError(f"rewrites that could not be loaded again: {', '.join(unknown)}")
+    digests = _write_leaves(leaves, folder)
+    if program.arrays:
+        constants, _ = _tree.flatten(dict(program.arrays))
+        digests[CONSTANTS] = write(folder / CONSTANTS, constants)
+    for name, data in program.blobs.items():
+        file = blob_path(folder, name)
+        if name == MODEL or name in digests:
+            raise ArtefactError(f"the program's file {name!r} has the name of another")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digests[name] = write_bytes(file, data)
+    names = ("jaxinfer", "jax", "jaxlib", "numpy")
+    provenance |= {"saved_with": {name: _version(name) for name in names}, "sha256": digests}
+    data = {
+        "schema": SCHEMA,
+        "format": FORMAT,
+        "provenance": provenance,
+        "program": {"kind": program.kind, **program.to_json()},
+        "rewrites": [{"kind": item.kind, "args": item.to_json()} for item in rewrites],
+        "structure": None if structure is None else structure.to_json(),
+        "params": {name: list(spec_of(leaf)) for name, leaf in leaves.items()},
+    }
+    try:
+        text = json.dumps(data, separators=(",", ":")).encode()
+        _json.parse(text)  # what is written must be what load takes
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"the model cannot be written as JSON: {error}") from error
+    write_bytes(folder / MODEL, text)  # last: without it, load takes nothing
+
+
+def _export(model: Model, program: FunctionProgram) -> Any:
+    """Return the model's function, rewrites included, as StableHLO."""
+    whole = FunctionProgram(model.apply, program.signature)
+    try:
+        return whole.stablehlo(model.params, PLATFORMS)
+    except ImportError as error:
+        raise MissingExtraError(f"saving a Python function as StableHLO: {error}") from error
+    except Exception as error:  # whatever the user's function raises while it is traced
+        failed: dict[str, str] = {}
+        for platform in PLATFORMS:
+            try:
+                whole.stablehlo(model.params, (platform,))
+            except Exception as fault:
+                failed[platform] = f"{type(fault).__name__}: {fault}"
+        faults = [f"{platform}: {text}" for platform, text in failed.items()]
+        title = f"the function cannot be exported for {', '.join(failed) or 'all at once'}:"
+        raise ArtefactError(_json.report(title, faults or [str(error)])) from error
+
+
+def _write_leaves(leaves: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Write the parameters, in shards if they are large; returns SHA-256 by file name."""
+    shards: list[list[str]] = [[]]
+    filled = total = 0
+    for name, leaf in leaves.items():
+        size = leaf.size * leaf.dtype.itemsize
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled, total = filled + size, total + size
+    digests: dict[str, str] = {}
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"params-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else PARAMS
+        digests[file] = write(
+            folder / file,
+            {name: lambda name=name: _tree.to_host(leaves[name]) for name in names},
+            {name: spec_of(leaves[name]) for name in names},
+        )
+        where |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        digests[INDEX] = write_bytes(folder / INDEX, json.dumps(index).encode())
+    return digests
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
