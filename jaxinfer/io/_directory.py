@@ -40,7 +40,7 @@ def replacing(
     target = Path(os.path.realpath(path))
     aside = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
     try:
-        _check_target(target, overwrite, is_ours)
+        check_target(target, overwrite, is_ours)
         os.mkdir(aside)
         yield aside
         for folder, _, _ in os.walk(aside):
@@ -53,7 +53,8 @@ def replacing(
         raise
 
 
-def _check_target(target: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+def check_target(target: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Raise ArtefactError if ``replacing`` would refuse the target."""
     if not target.parent.is_dir():
         raise ArtefactError(
             f"{target}: the directory {target.parent} does not exist; make it first"
@@ -63,7 +64,7 @@ def _check_target(target: Path, overwrite: bool, is_ours: Callable[[Path], bool]
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise ArtefactError(f"{target} exists already; choose another path or pass overwrite=True")
+        raise ArtefactError(f"{target} exists already; choose another path, or overwrite it (overwrite=True, --overwrite)")
     if not target.is_dir() or (any(target.iterdir()) and not is_ours(target)):
         raise ArtefactError(
             f"{target} exists and is no model directory, so it is not overwritten; remove it first"

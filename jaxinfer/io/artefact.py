@@ -29,6 +29,7 @@ from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram
 from jaxinfer.core.table import RuleTable
 from jaxinfer.io import _json, _tree
+from jaxinfer.io._directory import check_target as _check_target
 from jaxinfer.io._directory import replacing, write_bytes
 from jaxinfer.io._load import CONSTANTS, FORMAT, INDEX, MODEL, PARAMS, SCHEMA, blob_path, load_model
 from jaxinfer.io._safetensors import spec_of, write
@@ -55,8 +56,21 @@ def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False)
       ArtefactError: the path is taken, the model cannot be written as data, or the disk is
         full; the directory is then as it was.
     """
-    with replacing(path, overwrite, lambda folder: (folder / MODEL).is_file()) as folder:
+    with replacing(path, overwrite, _is_model) as folder:
         _write(model, folder)
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise what ``save`` would raise about the path, before any work is done.
+
+    Raises:
+      ArtefactError: the path is taken, or there is no directory to make it in.
+    """
+    _check_target(Path(os.path.realpath(path)), overwrite, _is_model)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / MODEL).is_file()
 
 
 def load(path: str | os.PathLike[str]) -> Model:
