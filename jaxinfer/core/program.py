@@ -86,8 +86,12 @@ def _leaf_name(path: Any) -> str:
     return ".".join(str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path)
 
 
-def signature_of(example_inputs: Sequence[Any]) -> Signature:
-    """Return the signature of positional example inputs (pytrees of arrays)."""
+def signature_of(example_inputs: Sequence[Any] | Any | None) -> Signature:
+    """Return the signature of positional example inputs (pytrees of arrays), or an open one."""
+    if example_inputs is None:
+        return Signature((), 0, (), (), open=True)
+    if not isinstance(example_inputs, (tuple, list)):
+        example_inputs = (example_inputs,)
     structures, leaves, names = [], [], []
     for index, value in enumerate(example_inputs):
         names.append(f"x{index}" if len(example_inputs) > 1 else "x")
@@ -101,7 +105,7 @@ def signature_of(example_inputs: Sequence[Any]) -> Signature:
 
 
 def _structure(value: Any, tree: Any) -> Structure:
-    if jax.tree_util.treedef_is_leaf(tree):
+    if jax.tree_util.treedef_is_leaf(tree) and tree.num_leaves:  # an empty container has no leaf
         return LEAF
     if isinstance(value, Mapping):
         keys = tuple(sorted(value))
@@ -133,6 +137,8 @@ class FunctionProgram:
     def run(self, params: Any, leaves: Sequence[Any], rng_key: Any = None) -> Any:
         """Call the function on inputs rebuilt from their leaves."""
         del rng_key
+        if self.signature.open:
+            return self.fn(params, *leaves)
         flat = iter(leaves)
         args = [structure.unflatten(flat) for structure in self.signature.structures]
         return self.fn(params, *args)
@@ -146,7 +152,16 @@ class FunctionProgram:
         raise ArtefactError("a Python function cannot be written as data; export it")
 
     def stablehlo(self, params: Any, platforms: Sequence[str]) -> StableHLOProgram:
-        """Export the function at the example shapes for the named platforms."""
+        """Export the function at the example shapes for the named platforms.
+
+        Raises:
+          ArtefactError: there are no example inputs to export it at.
+        """
+        if self.signature.open:
+            raise ArtefactError(
+                "a Python function is saved as StableHLO at the shapes of its example inputs: "
+                "make the model with example_inputs"
+            )
         leaves = [
             jax.ShapeDtypeStruct(leaf.shape, dtypes.canonical(leaf.dtype))
             for leaf in self.signature.leaves
