@@ -64,7 +64,10 @@ def check_target(target: Path, overwrite: bool, is_ours: Callable[[Path], bool])
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise ArtefactError(f"{target} exists already; choose another path, or overwrite it (overwrite=True, --overwrite)")
+        raise ArtefactError(
+            f"{target} exists already; choose another path or overwrite it "
+            "(overwrite=True, --overwrite)"
+        )
     if not target.is_dir() or (any(target.iterdir()) and not is_ours(target)):
         raise ArtefactError(
             f"{target} exists and is no model directory, so it is not overwritten; remove it first"
