@@ -1,7 +1,8 @@
 """jaxinfer: from a PyTorch model to a fast pure JAX function, nothing done behind your back.
 
 >>> import jax.numpy as jnp, jaxinfer as ji
->>> model = ji.from_function(lambda p, x: jnp.tanh(x @ p["w"]), {"w": jnp.eye(2)}, (jnp.ones((3, 2)),))
+>>> params, x = {"w": jnp.eye(2)}, jnp.ones((3, 2))
+>>> model = ji.from_function(lambda p, x: jnp.tanh(x @ p["w"]), params, (x,))
 >>> model.apply(model.params, jnp.zeros((3, 2))).shape
 (3, 2)
 

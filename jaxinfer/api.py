@@ -72,7 +72,7 @@ def _torch_front_end() -> Any:
 
 
 def from_function(
-    fn: Callable[..., Any], params: Any, example_inputs: Sequence[Any] | Any = ()
+    fn: Callable[..., Any], params: Any, example_inputs: Sequence[Any] | Any | None = None
 ) -> Model:
     """Make a Model of any JAX function ``fn(params, *inputs)``.
 
@@ -81,7 +81,7 @@ def from_function(
       params: its parameters, any pytree.
       example_inputs: a tuple of example inputs (arrays, ``jax.ShapeDtypeStruct`` or pytrees of
         them); they give the input specs, and the shapes at which ``save`` exports. The
-        function itself still takes any shapes it can.
+        function itself still takes any shapes it can. None: any positional arguments.
 
     Raises:
       TypeError: ``fn`` is not callable.
@@ -94,14 +94,15 @@ def from_function(
     """
     if not callable(fn):
         raise TypeError(f"from_function takes a callable fn(params, *inputs), got {type(fn)}")
-    inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     name = getattr(fn, "__qualname__", type(fn).__qualname__)
     source = f"{getattr(fn, '__module__', '?')}.{name}"
-    program = FunctionProgram(fn, signature_of(inputs))
+    program = FunctionProgram(fn, signature_of(example_inputs))
     return Model(program, params, provenance={"source": source})
 
 
-def from_flax(module: Any, variables: Any = None, example_inputs: Any = (), **kwargs: Any) -> Model:
+def from_flax(
+    module: Any, variables: Any = None, example_inputs: Any = None, **kwargs: Any
+) -> Model:
     """Make a Model of a Flax module, linen or NNX; see ``jaxinfer.core.flax.from_flax``."""
     from jaxinfer.core.flax import from_flax as make
 

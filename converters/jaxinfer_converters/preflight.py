@@ -32,7 +32,9 @@ def missing_rules(graph: Graph) -> None:
     for op, node in sorted(first.items(), key=lambda item: -counts[item[0]]):
         near = OPS.near(op)
         hint = f"; rules exist for {', '.join(near)}" if near else ""
-        problems.append(f"{op}: {counts[op]} times, first {node.where() or 'at ' + node.name}{hint}")
+        problems.append(
+            f"{op}: {counts[op]} times, first {node.where() or 'at ' + node.name}{hint}"
+        )
     title = f"{len(first)} operators of this model have no rule:"
     raise MissingRulesError(
         listing(title, problems, HOW_TO_REGISTER.format(name=next(iter(first))))

@@ -31,8 +31,9 @@ def from_torch_tensor(tensor: Any) -> np.ndarray:
 
 def is_torch_tensor(value: Any) -> bool:
     """Return whether ``value`` is a torch tensor or parameter, without importing torch."""
-    return any(base.__module__ == "torch" and base.__name__ == "Tensor"
-               for base in type(value).__mro__)
+    return any(
+        base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(value).__mro__
+    )
 
 
 def as_array(value: Any, path: str) -> Any:

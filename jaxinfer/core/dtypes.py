@@ -31,9 +31,9 @@ _EXTENDED = (
     "float4_e2m1fn",
 )
 _PLAIN = (
-    "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 "
-    "float16 float32 float64 complex64 complex128"
-).split()
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
 NAMES = frozenset((*_PLAIN, *_EXTENDED))
 
 

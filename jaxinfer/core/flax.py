@@ -11,7 +11,6 @@ from flax import linen, nnx
 from jaxinfer.core.errors import ConversionError
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, param_names, signature_of
-from jaxinfer.core.structure import Structure
 
 
 class Buffer(nnx.Variable):
@@ -19,7 +18,10 @@ class Buffer(nnx.Variable):
 
 
 def from_flax(
-    module: Any, variables: Any = None, example_inputs: Sequence[Any] | Any = (), **kwargs: Any
+    module: Any,
+    variables: Any = None,
+    example_inputs: Sequence[Any] | Any | None = None,
+    **kwargs: Any,
 ) -> Model:
     """Make a Model of a Flax module.
 
@@ -47,7 +49,6 @@ def from_flax(
       >>> model(x).shape
       (3, 2)
     """
-    inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     if isinstance(module, linen.Module):
         if variables is None:
             raise TypeError("a linen module needs its variables: from_flax(module, variables)")
@@ -65,7 +66,9 @@ def from_flax(
             "for a plain function use jaxinfer.from_function"
         )
     source = f"{type(module).__module__}.{type(module).__qualname__}"
-    return Model(FunctionProgram(fn, signature_of(inputs)), params, provenance={"source": source})
+    return Model(
+        FunctionProgram(fn, signature_of(example_inputs)), params, provenance={"source": source}
+    )
 
 
 def _fill(state: Any, values: Any) -> Any:
@@ -114,7 +117,9 @@ class ConvertedModule(nnx.Module):
 
     def params(self) -> Any:
         """Return the model's params with the present values, in the model's own structure."""
-        return jax.tree.unflatten(self.model.tree, [self._variable(n)[...] for n in self.model.names])
+        return jax.tree.unflatten(
+            self.model.tree, [self._variable(n)[...] for n in self.model.names]
+        )
 
     def _variable(self, name: str) -> Any:
         node: Any = self
@@ -177,7 +182,8 @@ def to_nnx(model: Model) -> ConvertedModule:
     Example:
       >>> import jax.numpy as jnp, jaxinfer as ji
       >>> from flax import nnx
-      >>> model = ji.from_function(lambda p, x: x * p["scale.weight"], {"scale.weight": jnp.ones(3)})
+      >>> params = {"scale.weight": jnp.ones(3)}
+      >>> model = ji.from_function(lambda p, x: x * p["scale.weight"], params)
       >>> module = model.to_nnx()
       >>> module(jnp.arange(3.0)).tolist()
       [0.0, 1.0, 2.0]

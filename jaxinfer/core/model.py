@@ -96,9 +96,11 @@ class Model:
 
     @functools.cached_property
     def _jitted(self) -> Callable[..., Any]:
-        run, leaves_of = self._run(), self.inputs
+        run, leaves_of, is_open = self._run(), self.inputs, self.signature.open
 
         def flat(params: Any, arrays: list[Any], rng_key: Any) -> Any:
+            if is_open:
+                return run(params, arrays, rng_key)
             filled = iter(arrays)
             leaves = [next(filled) if spec.is_array else spec.value for spec in leaves_of]
             return run(params, leaves, rng_key)
@@ -117,6 +119,9 @@ class Model:
         """
         signature = self.program.signature
         values = signature.flatten(args, kwargs)
+        if signature.open:
+            values = jax.tree.map(lambda value: as_array(value, "input"), values)
+            return self.program.finish(self._jitted(self.params, values, None))
         values = [
             as_array(value, spec.path) if spec.is_array else value
             for spec, value in zip(signature.leaves, values, strict=True)

@@ -65,6 +65,8 @@ class Signature:
       structures: one structure for each top-level argument.
       leaves: the leaves of all arguments, in order.
       symbols: range of each symbolic size, ``(low, high)``; high None is unbounded.
+      open: nothing is known of the arguments (a function without example inputs): any number
+        of positional ones, pytrees, goes through as it is.
     """
 
     names: tuple[str, ...]
@@ -72,6 +74,7 @@ class Signature:
     structures: tuple[Structure, ...]
     leaves: tuple[LeafSpec, ...]
     symbols: Mapping[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
+    open: bool = False
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Bind a call to the leaves, in order.
@@ -80,6 +83,10 @@ class Signature:
           InputError: unknown, missing or doubled arguments, or another structure.
         """
         problems: list[str] = []
+        if self.open:
+            if kwargs:
+                raise InputError("this model was made without example inputs: pass by position")
+            return list(args)
         given = dict(zip(self.names, args, strict=False))
         if len(args) > len(self.names):
             problems.append(f"required at most {len(self.names)} inputs, got {len(args)}")

@@ -69,10 +69,7 @@ class Output(Mapping[str, Any]):
 jax.tree_util.register_pytree_with_keys(
     Output,
     lambda o: (
-        [
-            (jax.tree_util.GetAttrKey(f), v)
-            for f, v in zip(o._fields, o._values, strict=True)
-        ],
+        [(jax.tree_util.GetAttrKey(f), v) for f, v in zip(o._fields, o._values, strict=True)],
         (o._name, o._fields),
     ),
     lambda aux, values: Output(aux[0], aux[1], tuple(values)),
@@ -190,7 +187,7 @@ def _namedtuple(name: str, fields: tuple[str, ...]) -> Any:
     """Return one class for each (name, fields), so that tree structures compare equal."""
     made = _NAMEDTUPLES.get((name, fields))
     if made is None:
-        made = collections.namedtuple(name or "Output", fields, rename=True)  # noqa: PYI024
+        made = collections.namedtuple(name or "Output", fields, rename=True)
         _NAMEDTUPLES[name, fields] = made
     return made
 

@@ -98,7 +98,9 @@ def _rehearse(captured: Captured) -> None:
 
     Symbolic sizes get a value within their range.
     """
-    sizes = {name: _some_size(low, high) for name, (low, high) in captured.signature.symbols.items()}
+    sizes = {
+        name: _some_size(low, high) for name, (low, high) in captured.signature.symbols.items()
+    }
     program = GraphProgram(
         dataclasses.replace(
             captured.graph,
@@ -140,4 +142,6 @@ def _struct(aval: Aval, sizes: Mapping[str, int]) -> jax.ShapeDtypeStruct:
     shape = [evaluate(dim, sizes) for dim in aval.shape]
     if any(dim is None for dim in shape):
         raise ConversionError(f"a size of {aval} is an expression that jaxinfer cannot evaluate")
-    return jax.ShapeDtypeStruct(tuple(d for d in shape if d is not None), dtypes.canonical(aval.dtype))
+    return jax.ShapeDtypeStruct(
+        tuple(d for d in shape if d is not None), dtypes.canonical(aval.dtype)
+    )

@@ -15,7 +15,9 @@ from jaxinfer.core.arrays import from_torch_tensor
 from jaxinfer.core.dtypes import NAMES, dtype_of, kind
 from jaxinfer.core.errors import ConversionError
 
-_FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>\w+)\[(?P<dims>[^\]]*)\](?P<range><\d+)?$")
+_FORM = re.compile(
+    r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>\w+)\[(?P<dims>[^\]]*)\](?P<range><\d+)?$"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,13 @@ which every operator that has a lowering rule is removed: what the rules know st
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
+import logging
+import pathlib
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +25,7 @@ from torch.utils import _pytree as pytree
 from jaxinfer.core.errors import ConversionError
 from jaxinfer.core.ops import OPS
 
+FIXED_SIZE = "The module fixes a size that dynamic_shapes declares dynamic"
 DATA_DEPENDENT_ADVICE = (
     "A jitted JAX function has static shapes and no Python branch on values. Rewrite the line "
     "with torch.where or torch.cond (for a branch), or with masks and padding (for a shape)."
@@ -44,10 +51,12 @@ def export(
     """
     args, kwargs = tuple(args), dict(kwargs or {})
     dims: dict[str, Any] = {}
+    if isinstance(dynamic_shapes, Mapping):
+        dynamic_shapes = _with_static_rest(module, args, kwargs, dynamic_shapes)
     for _ in range(4):  # torch names one round of ranges at a time
         shapes = dynamic_spec(dynamic_shapes, args, kwargs, dims)
         try:
-            with _weights_on_cpu(module), torch.no_grad():
+            with _weights_on_cpu(module), torch.no_grad(), _quiet():
                 return torch.export.export(
                     module, args, kwargs, dynamic_shapes=shapes, strict=False
                 )
@@ -60,6 +69,24 @@ def export(
         "torch.export keeps narrowing the dynamic sizes; give them as torch.export.Dim with "
         f"min and max instead of names ({', '.join(dims)})"
     )
+
+
+def _with_static_rest(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Let arguments that a dict of dynamic shapes does not name be static.
+
+    Raises:
+      ConversionError: the dict names an argument that is not given.
+    """
+    names = [*list(inspect.signature(module.forward).parameters)[: len(args)], *kwargs]
+    unknown = [name for name in spec if name not in names]
+    if unknown:
+        raise ConversionError(
+            f"dynamic_shapes names {', '.join(unknown)}, which the example inputs do not have "
+            f"({', '.join(names)})"
+        )
+    return {name: spec.get(name) for name in names}
 
 
 def suggested_ranges(text: str, dims: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +147,7 @@ def dynamic_spec(
         def axes(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
                 return None
-            return {i: Dim.AUTO for i in range(leaf.ndim)} if spec == "auto" else {0: dim(spec)}
+            return dict.fromkeys(range(leaf.ndim), Dim.AUTO) if spec == "auto" else {0: dim(spec)}
 
         whole = (pytree.tree_map(axes, args), pytree.tree_map(axes, kwargs))
         if not kwargs:
@@ -186,18 +213,20 @@ def _explained(
         return error
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        line = _caused_by(text)
+        line = _caused_by(error)
         return ConversionError(
             f"the module's control flow or shapes depend on values{line}: {_first_line(error)}\n"
             + DATA_DEPENDENT_ADVICE
         )
     if "onstraint" in text and "pecializ" in text:
         advice = (
-            "\nThe module fixes a size that dynamic_shapes declares dynamic (examples of size 0 "
+            f"\n{FIXED_SIZE} (examples of size 0 "
             "or 1 are always fixed). Use example inputs of size 2 or more, give that axis a "
             "number, or pass dynamic_shapes='auto' to keep dynamic only what can be."
         )
-        return ConversionError("torch.export refused dynamic_shapes: " + text.strip()[:2000] + advice)
+        return ConversionError(
+            "torch.export refused dynamic_shapes: " + text.strip()[:2000] + advice
+        )
     if layer := failing_layer(module, args, kwargs):
         return ConversionError(layer)
     return ConversionError(
@@ -212,16 +241,43 @@ def _first_line(error: Exception) -> str:
     return lines[0][:500] if lines else type(error).__name__
 
 
-def _caused_by(text: str) -> str:
-    found = re.search(r"Caused by: .*\((.*?) in (\w+)\)", text)
-    if found:
-        return f" at {found[1]} ({found[2]})"
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s*(.*)', text)
-    frames = [frame for frame in frames if "/torch/" not in frame[0]]
-    if not frames:
-        return ""
-    file, line, function, code = frames[-1]
-    return f" at {short_file(file)}:{line} in {function}: {code.strip()}"
+def _caused_by(error: BaseException) -> str:
+    """Return the user's innermost line: the last frame of the error that is not torch's."""
+    chain: BaseException | None = error
+    while chain is not None:
+        frames = [
+            f for f in traceback.extract_tb(chain.__traceback__) if not _is_internal(f.filename)
+        ]
+        if frames:
+            last = frames[-1]
+            return f" at {short_file(last.filename)}:{last.lineno} in {last.name}: {last.line}"
+        chain = chain.__cause__ or chain.__context__
+    return ""
+
+
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
+_TORCH = str(pathlib.Path(torch.__file__).parent)
+
+
+def _is_internal(file: str) -> bool:
+    return file.startswith((_PACKAGE, _TORCH)) or file.startswith("<")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export from printing whole graphs before an error that we explain.
+
+    What is written to stderr meanwhile is kept, and comes out if there is no error.
+    """
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, written = logger.level, io.StringIO()
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(written):
+            yield
+        sys.stderr.write(written.getvalue())
+    finally:
+        logger.setLevel(level)
 
 
 def short_file(file: str) -> str:
@@ -233,9 +289,7 @@ def short_file(file: str) -> str:
     return "/".join(file.split("/")[-2:])
 
 
-def failing_layer(
-    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> str:
+def failing_layer(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Run the module on shapes only; return which layer fails and why, or ''.
 
     For Linear and convolutions, the features that it gets and wants are named.
@@ -281,4 +335,6 @@ def _layer_text(entry: tuple[str, torch.nn.Module, tuple[Any, ...]], error: Exce
                 f"{text}, {layer}) gets {got} channels and wants {channels}: its input is "
                 f"{shapes[0]}."
             )
-    return f"{text}) fails on inputs of shape {shapes}: {type(error).__name__}: {_first_line(error)}"
+    return (
+        f"{text}) fails on inputs of shape {shapes}: {type(error).__name__}: {_first_line(error)}"
+    )

@@ -87,9 +87,7 @@ def open_checkpoint_directory(
     )
 
 
-def _model_class(
-    path: pathlib.Path, raw: Mapping[str, Any], config: Any, options: Options
-) -> Any:
+def _model_class(path: pathlib.Path, raw: Mapping[str, Any], config: Any, options: Options) -> Any:
     named = raw.get("architectures") or []
     name = options.class_name or (named[0] if isinstance(named, list) and named else None)
     if name is None:
@@ -204,8 +202,8 @@ def _example_shapes(
         inputs["decoder_input_ids"] = ("int64", (2, 5))
     if not inputs:
         raise ConversionError(
-            f"{type(module).__name__}: no known example inputs for forward({', '.join(parameters)});"
-            " convert it by package.module:factory with example inputs of its own"
+            f"{type(module).__name__}: no known example inputs for forward("
+            f"{', '.join(parameters)}); convert it by package.module:factory with its own"
         )
     sizes: dict[str, dict[int, str]] = {}
     for name in inputs:

@@ -44,7 +44,9 @@ def read_pickle(path: Any) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: holds no named tensors (a {type(data).__name__})")
     odd = [k for k, v in data.items() if not isinstance(v, torch.Tensor)]
     if odd:
-        raise CheckpointError(f"{path}: entries that are no tensors: {', '.join(map(str, odd[:10]))}")
+        raise CheckpointError(
+            f"{path}: entries that are no tensors: {', '.join(map(str, odd[:10]))}"
+        )
     return {str(name): from_torch_tensor(tensor) for name, tensor in data.items()}
 
 
@@ -66,16 +68,22 @@ def refuse_code(path: pathlib.Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             pickled = [n for n in names if n.endswith(".pt") or "/sample_inputs/" in n]
-            objects = [n for n in names if n.split("/")[-1].startswith(("custom_obj_", "opaque_obj_"))]
+            objects = [
+                n for n in names if n.split("/")[-1].startswith(("custom_obj_", "opaque_obj_"))
+            ]
             for name in names:
                 if name.endswith("_config.json"):
                     entries = json.loads(archive.read(name)).get("config", {}).values()
                     folder = name.rsplit("/", 1)[0]
-                    pickled += [f"{folder}/{e['path_name']}" for e in entries if e.get("use_pickle")]
+                    pickled += [
+                        f"{folder}/{e['path_name']}" for e in entries if e.get("use_pickle")
+                    ]
             if objects:
                 raise CheckpointError(f"{path}: refused: it holds Python objects ({objects[0]})")
             for name in pickled:
                 data = archive.read(name)
+                if data and not data.startswith((b"PK", b"\x80\x02")):
+                    raise pickle.UnpicklingError(f"{name} is a plain pickle")
                 if data:
                     torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -90,4 +98,4 @@ def refuse_code(path: pathlib.Path) -> None:
         raise CheckpointError(f"{path}: not a readable .pt2 archive: {text}") from error
 
 
-READERS = {suffix: read_pickle for suffix in (".pth", ".pt", ".bin", ".ckpt")}
+READERS = dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), read_pickle)

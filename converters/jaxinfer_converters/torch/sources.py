@@ -18,6 +18,7 @@ from jaxinfer.core.frontend import Options, Progress, Source
 from jaxinfer.core.model import Model
 from jaxinfer_converters.torch import examples
 from jaxinfer_converters.torch.convert import from_torch
+from jaxinfer_converters.torch.export import FIXED_SIZE
 from jaxinfer_converters.torch.readers import refuse_code
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
@@ -80,18 +81,19 @@ def module_source(
     def convert(progress: Progress | None) -> Model:
         args, kwargs = examples.to_torch(draw(options.seed))
         kwargs = {**kwargs, **fixed}
-        spec = None if options.dynamic == "none" else dynamic
-        try:
-            model = from_torch(module, args, kwargs, spec, weights=weights, progress=progress)
-        except ConversionError as error:
-            if spec is None or "dynamic_shapes" not in str(error):
-                raise
-            model = from_torch(module, args, kwargs, "auto", weights=weights, progress=progress)
-            note = (
-                "the module fixes a size that was to be dynamic; converted with every size as "
-                f"dynamic as it allows ({str(error).splitlines()[0][:200]})"
-            )
-            messages.append(note)
+        model = None
+        for spec in [None] if options.dynamic == "none" else _less_and_less(dynamic):
+            try:
+                model = from_torch(module, args, kwargs, spec, weights=weights, progress=progress)
+                break
+            except ConversionError as error:
+                if FIXED_SIZE not in str(error):
+                    raise
+                messages.append(
+                    f"the module fixes a size that was to be dynamic ({spec}): "
+                    f"{str(error).splitlines()[0][:200]}; converted with fewer dynamic sizes"
+                )
+        assert model is not None
         changes = {**model.provenance, "source": label, "notes": list(messages)}
         return model.replace(provenance=changes)
 
@@ -106,6 +108,21 @@ def module_source(
         return examples.flat_outputs(out)
 
     return Source(label, convert, draw, reference, tuple(messages))
+
+
+def _less_and_less(dynamic: Any) -> list[Any]:
+    """Return dynamic shapes to try in order: as asked, axis 0 alone, what the module allows."""
+    if not isinstance(dynamic, (Mapping, tuple)):
+        return [dynamic] if dynamic is None else [dynamic, None]
+
+    def first(axes: Any) -> Any:
+        return {0: axes[0]} if isinstance(axes, Mapping) and 0 in axes else None
+
+    if isinstance(dynamic, Mapping):
+        batch: Any = {name: first(axes) for name, axes in dynamic.items()}
+    else:
+        batch = tuple(first(axes) for axes in dynamic)
+    return [dynamic, *([batch] if batch != dynamic else []), "auto"]
 
 
 def _open_factory(source: str, options: Options) -> Source:
@@ -184,9 +201,7 @@ def _open_timm(name: str, options: Options) -> Source:
     try:
         import timm
     except ImportError as error:
-        raise MissingExtraError(
-            f"timm:{name} needs timm: pip install 'jaxinfer[timm]'"
-        ) from error
+        raise MissingExtraError(f"timm:{name} needs timm: pip install 'jaxinfer[timm]'") from error
     except RuntimeError as error:  # a torchvision wheel that does not fit the installed torch
         raise MissingExtraError(
             f"timm does not import here: {error}. If it names torchvision operators, the "
@@ -239,7 +254,9 @@ def _open_pt2(source: str, options: Options) -> Source:
 
     def reference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
         with torch.no_grad():
-            out = program.module()(*examples.to_torch(tuple(args)), **examples.to_torch(dict(kwargs)))
+            out = program.module()(
+                *examples.to_torch(tuple(args)), **examples.to_torch(dict(kwargs))
+            )
         return examples.flat_outputs(out)
 
     return Source(label, convert, lambda seed: examples.like(example, seed), reference)

@@ -155,7 +155,7 @@ def collect(
         notes["nonfinite"] = report.warnings
     if problems:
         raise ConversionError(listing("tensors that cannot be converted:", problems))
-    return State(params, constants, _point(captured.graph, tied, constants), notes)
+    return State(params, constants, _point(captured.graph, tied, constants, set(unread)), notes)
 
 
 def _spec(aval: Aval | None) -> tuple[tuple[int, ...], str]:
@@ -190,10 +190,14 @@ def _read(
         return None
 
 
-def _point(graph: Graph, tied: Mapping[str, str], constants: Mapping[str, Any]) -> Graph:
-    """Point tied inputs to their one leaf, and mark the inputs that are constants."""
+def _point(
+    graph: Graph, tied: Mapping[str, str], constants: Mapping[str, Any], unread: set[str]
+) -> Graph:
+    """Point tied inputs to their one leaf, mark constants, and drop what nothing reads."""
     inputs = []
     for item in graph.inputs:
+        if item.kind != "input" and item.target in unread:
+            continue
         if item.kind != "input":
             kind = "constant" if item.target in constants else item.kind
             kind = "buffer" if kind == "constant" and item.target not in constants else kind
