@@ -150,7 +150,8 @@ def _layout(
         specs = _tree.check_specs(data.get("params"))
         if data.get("structure") is not None:
             structure = Structure.from_json(data["structure"])
-            if param_names(structure.unflatten(iter(specs))) != list(specs):
+            count = len(structure.paths())
+            if count != len(specs) or param_names(structure.unflatten(iter(specs))) != list(specs):
                 raise ValueError("structure: its leaves are not the names in params")
     except _MALFORMED as error:
         faults.append(str(error))

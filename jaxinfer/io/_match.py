@@ -50,9 +50,10 @@ def nonfinite(name: str, array: np.ndarray) -> str:
     """Return how many values of an array are NaN or infinite, or an empty string."""
     if dtypes.kind(array.dtype) not in ("float", "complex"):
         return ""
-    nans, infinite = int(np.isnan(array).sum()), 0
-    if array.dtype.name not in ("float8_e8m0fnu", "float4_e2m1fn"):  # these have no infinity
-        infinite = int(np.isinf(array).sum())
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaN
+        nans, infinite = int(np.isnan(array).sum()), 0
+        if array.dtype.name not in ("float8_e8m0fnu", "float4_e2m1fn"):  # these have no infinity
+            infinite = int(np.isinf(array).sum())
     if not nans and not infinite:
         return ""
     parts = [f"{nans} NaN"] * bool(nans) + [f"{infinite} infinite"] * bool(infinite)
