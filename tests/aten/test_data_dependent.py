@@ -1,0 +1,62 @@
+"""Operators whose output shape depends on data are refused with a sentence that helps."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxinfer.core.ops import OPS
+from tests.aten.harness import rand
+
+X = rand(3, 5)
+MASK = rand(3, 5, dtype="bool")
+IDS = np.array([0, 2, 2])
+
+REFUSED = {
+    "aten.nonzero.default": (X,),
+    "aten.masked_select.default": (X, MASK),
+    "aten._unique.default": (X,),
+    "aten._unique2.default": (X,),
+    "aten.unique_dim.default": (X, 0),
+    "aten.unique_consecutive.default": (X,),
+    "aten.unique_dim_consecutive.default": (X, 0),
+    "aten.bincount.default": (IDS,),
+    "aten.tensor_split.tensor_indices_or_sections": (X, IDS),
+    "aten.index.Tensor": (X, [MASK]),
+    "aten._unsafe_index.Tensor": (X, [None, MASK[0]]),
+    "aten.repeat_interleave.Tensor": (IDS,),
+    "aten.repeat_interleave.self_Tensor": (X, IDS, 0),
+    "aten.one_hot.default": (IDS,),
+}
+
+
+def _filled(leaves, tree, traced):
+    arrays = iter(traced)
+    return jax.tree.unflatten(
+        tree, [next(arrays) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    )
+
+
+@pytest.mark.parametrize("op", sorted(REFUSED))
+def test_operators_of_data_dependent_shape_are_refused(op):
+    leaves, tree = jax.tree.flatten(REFUSED[op], is_leaf=lambda x: x is None)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+    with pytest.raises(NotImplementedError, match=r"depends on the data.*static shapes; [a-z]"):
+        jax.jit(lambda *traced: OPS[op](*_filled(leaves, tree, traced)))(*arrays)
+
+
+def test_a_slice_with_a_computed_end_is_refused():
+    with pytest.raises(NotImplementedError, match=r"computed end.*torch\.narrow"):
+        jax.jit(lambda x, n: OPS["aten.slice.Tensor"](x, 0, 0, n))(X, 2)
+
+
+def test_a_mask_beside_other_indices_is_refused():
+    with pytest.raises(NotImplementedError, match=r"beside other index tensors.*torch\.where"):
+        jax.jit(OPS["aten.index_put.default"])(X, [MASK[:, 0], IDS], rand())
+
+
+def test_select_and_narrow_take_a_computed_start():
+    select = jax.jit(lambda x, i: OPS["aten.select.int"](x, 0, i))
+    np.testing.assert_array_equal(select(X, 2), X[2])
+    np.testing.assert_array_equal(select(X, -1), X[-1])
+    narrow = jax.jit(lambda x, i: OPS["aten.narrow.default"](x, 1, i, 2))
+    np.testing.assert_array_equal(narrow(X, 3), X[:, 3:])
