@@ -42,7 +42,7 @@ from jaxinfer_converters.aten._window import (
 INDEX = "int64"
 
 
-def lowest(dtype: Any) -> np.generic:
+def lowest(dtype: Any) -> Any:
     """The value below all others of a dtype: -inf, or the smallest integer."""
     if category(dtype) == 2:
         return np.array(-np.inf, dtype)[()]
