@@ -1,5 +1,6 @@
 """Model directories that are damaged, hostile or half-written, and disks that are full."""
 
+import copy
 import errno
 import gc
 import hashlib
@@ -473,7 +474,7 @@ def test_any_value_anywhere_is_an_error_of_ours_or_harmless(original, data):
         for key in keys:
             inner = inner[key]
         if data.draw(st.booleans()):
-            inner[last] = data.draw(VALUES)
+            inner[last] = copy.deepcopy(data.draw(VALUES))
         else:
             del inner[last]
     (path / "model.json").write_text(json.dumps(contents))
