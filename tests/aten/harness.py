@@ -64,15 +64,17 @@ def rand(*shape: int, dtype: str = "float32", low: float = -2.0, high: float = 2
     rng = np.random.default_rng([zlib.crc32(repr(shape).encode()), seed])
     target = dtypes.dtype_of(dtype)
     if dtype == "bool":
-        return rng.random(shape) > 0.5
+        return np.asarray(rng.random(shape) > 0.5)
     if dtypes.kind(target) == "integer":
         low_int, high_int = (low, high) if (low, high) != (-2.0, 2.0) else (-5, 6)
         if dtype.startswith("u"):
             low_int = max(low_int, 0)
-        return rng.integers(int(low_int), int(high_int), shape).astype(target)
+        return np.asarray(rng.integers(int(low_int), int(high_int), shape), target)
     if dtypes.kind(target) == "complex":
-        return (rng.uniform(low, high, shape) + 1j * rng.uniform(low, high, shape)).astype(target)
-    return rng.uniform(low, high, shape).astype(target)
+        return np.asarray(
+            rng.uniform(low, high, shape) + 1j * rng.uniform(low, high, shape), target
+        )
+    return np.asarray(rng.uniform(low, high, shape), target)
 
 
 # (rtol, atol): a few units in the last place of float32, about one of the half types.
@@ -119,8 +121,11 @@ def torch_outputs(op: str, case: Case) -> list[np.ndarray]:
 
     from jaxinfer.core.arrays import from_torch_tensor
 
-    namespace, name, overload = op.split(".", 2)
-    fn = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    namespace, name, *overload = op.split(".")
+    if namespace in ("operator", "math", "torch"):  # Python functions on sizes
+        fn = getattr(importlib.import_module(namespace), name)
+    else:
+        fn = getattr(getattr(getattr(torch.ops, namespace), name), *overload)
     with torch.no_grad():
         out = fn(*map(to_torch, case.args), **{k: to_torch(v) for k, v in case.kwargs.items()})
     flat = out if isinstance(out, (tuple, list)) else [out]

@@ -189,19 +189,24 @@ def prod(values: Sequence[int]) -> int:
 
 
 def unary(fn: Callable[[Array], Array], *names: str, to_float: bool = False) -> None:
-    """Register ``fn`` as an elementwise rule of one tensor; ``to_float`` widens integers."""
+    """Register ``fn`` as an elementwise rule of one tensor.
+
+    ``to_float`` makes integers float32, and computes half types in float32, rounding once.
+    """
 
     def apply(x: Array) -> Array:
-        (x,) = promote_float(x) if to_float else (x,)
-        return fn(x)
+        return in_float32(fn, *promote_float(x)) if to_float else fn(x)
 
     rule(*names)(apply)
 
 
 def binary(fn: Callable[[Array, Array], Array], *names: str, to_float: bool = False) -> None:
-    """Register ``fn`` as an elementwise rule of two operands, promoted and broadcast."""
+    """Register ``fn`` as an elementwise rule of two operands, promoted and broadcast.
+
+    ``to_float`` makes integers float32, and computes half types in float32, rounding once.
+    """
 
     def apply(x: Any, y: Any) -> Array:
-        return fn(*(promote_float(x, y) if to_float else promote(x, y)))
+        return in_float32(fn, *promote_float(x, y)) if to_float else fn(*promote(x, y))
 
     rule(*names)(apply)

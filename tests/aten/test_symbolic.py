@@ -1,0 +1,60 @@
+"""Assertions on static sizes raise while tracing; those on traced values do nothing."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinfer_converters.aten  # noqa: F401
+from jaxinfer.core.ops import OPS
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "kwargs", "message"),
+    [
+        ("aten._assert_scalar.default", (False, "size must be even"), {}, "must be even"),
+        ("aten._assert_scalar.default", (0, "size must be even"), {}, "must be even"),
+        ("aten._assert_async.msg", (False, "size must be even"), {}, "must be even"),
+        ("aten._assert_async.default", (False,), {}, "assertion failed"),
+        ("aten._functional_assert_scalar.default", (False, "even", None), {}, "even"),
+        ("aten.sym_constrain_range.default", (3,), {"min": 4}, "size >= 4, got 3"),
+        ("aten.sym_constrain_range_for_size.default", (3,), {"max": 2}, "size <= 2, got 3"),
+    ],
+)
+def test_false_assertions_on_sizes_raise(op, args, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        OPS[op](*args, **kwargs)
+
+
+def test_metadata_that_differs_raises():
+    check = OPS["aten._assert_tensor_metadata.default"]
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"asserts size \[2, 5\], got \[2, 3\]"):
+        check(x, [2, 5])
+    with pytest.raises(ValueError, match="asserts dtype int32, got float32"):
+        check(x, None, None, np.dtype("int32"))
+    check(x, None, None, np.dtype("float16"))  # a cast model keeps the kind of its dtypes
+
+
+def test_arange_of_a_tensors_value_is_refused():
+    with pytest.raises(NotImplementedError, match="depends on the values of a tensor"):
+        OPS["aten.arange.default"](jnp.int32(3))
+
+
+def test_sampling_is_known_from_the_arguments():
+    samples = OPS["aten.dropout.default"].samples
+    assert samples("x", 0.5, True)
+    assert not samples("x", 0.5, False)
+    assert not samples("x", 0.0, True)
+    assert OPS["aten.native_dropout.default"].samples("x", 0.5, None)
+    assert not OPS["aten.rrelu.default"].samples("x")
+    assert OPS["aten.rrelu.default"].samples("x", 0.1, 0.3, True)
+    noise = OPS["aten.rrelu_with_noise_functional.default"].samples
+    assert noise("x", "n", 0.1, 0.3, True)
+    assert not noise("x", "n", 0.1, 0.3)
+    assert OPS["aten.rand.default"].samples([2])
+
+
+def test_strides_and_parts_of_empty_arrays():
+    assert [OPS["aten.sym_stride.int"](jnp.ones((2, 0, 3)), d) for d in range(3)] == [3, 3, 1]
+    empty = OPS["aten.view_as_complex.default"](jnp.ones((3, 0, 2)))
+    assert (empty.shape, empty.dtype.name) == ((3, 0), "complex64")
