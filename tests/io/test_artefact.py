@@ -342,10 +342,11 @@ def test_wide_dtypes_load_narrow_if_they_fit(tmp_path):
 def test_a_path_that_is_taken(tmp_path):
     save(graph_model(), tmp_path / "m")
     before = (tmp_path / "m" / "model.json").read_bytes()
-    with pytest.raises(
-        ArtefactError, match="exists already; choose another path or pass overwrite"
-    ):
-        save(graph_model(seed=1), tmp_path / "m")
+    for refused in (lambda path: save(graph_model(seed=1), path), artefact.check_target):
+        with pytest.raises(ArtefactError, match="exists already; choose another path"):
+            refused(tmp_path / "m")
+    artefact.check_target(tmp_path / "m", overwrite=True)
+    artefact.check_target(tmp_path / "new")
     assert (tmp_path / "m" / "model.json").read_bytes() == before
     save(graph_model(seed=1), str(tmp_path / "m"), overwrite=True)
     assert (tmp_path / "m" / "model.json").read_bytes() != before
