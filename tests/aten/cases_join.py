@@ -63,7 +63,4 @@ CASES = {
         case([rand(2, 3), rand(3), SCALAR]), case([rand(2, 2), rand(2, 1, dtype="int64")]),
         case([rand(0, 3), rand(2, 0), rand(1, 1)])],
     "aten.cartesian_prod.default": [case(RANGES), case([rand(3)]), case([rand(3), rand(0)])],
-    "aten.combinations.default": [
-        case(rand(5)), case(rand(5), 3), case(rand(3), 2, True), case(rand(3, dtype="int64"), 1),
-        case(rand(2), 3)],
 }  # fmt: skip

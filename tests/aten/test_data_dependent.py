@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from jaxinfer.core.ops import OPS
+from jaxinfer_converters.graph import Aval, Graph, Node
+from jaxinfer_converters.program import Context
 from tests.aten.harness import rand
 
 X = rand(3, 5)
@@ -60,3 +62,14 @@ def test_select_and_narrow_take_a_computed_start():
     np.testing.assert_array_equal(select(X, -1), X[-1])
     narrow = jax.jit(lambda x, i: OPS["aten.narrow.default"](x, 1, i, 2))
     np.testing.assert_array_equal(narrow(X, 3), X[:, 3:])
+
+
+def test_bytes_of_64_bit_types_are_refused_while_those_are_off():
+    def context(name):
+        node = Node("out", "aten.view.dtype", (), {}, (Aval((3, 5), name),))
+        return Context(Graph((), (), ()), {}, node=node)
+
+    view = OPS["aten.view.dtype"]
+    assert view(context("int32"), X, np.dtype("int32")).dtype == np.int32
+    with pytest.raises(NotImplementedError, match="bytes of int64 do not exist"):
+        view(context("int64"), X, np.dtype("int32"))

@@ -7,14 +7,11 @@ Source: PyTorch, ATen/native/TensorShape.cpp, PixelShuffle.cpp, Repeat.cpp.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxinfer.core import dtypes
 from jaxinfer_converters.aten._common import Array, canonical_dim, prod, promote, rule
 from jaxinfer_converters.aten._data_dependent import refuse
 
@@ -67,10 +64,10 @@ def repeat_interleave(
 
 
 def _repeated_places(repeats: Array, output_size: int | None) -> Array:
-    """Return i32[output_size]: place i of repeats, repeats[i] times."""
+    """Return int[output_size]: place i of repeats, repeats[i] times."""
     if output_size is None:
         refuse("repeat_interleave by a tensor", "pass output_size, or repeat by an integer")
-    places = lax.iota(dtypes.canonical("int64"), repeats.size)
+    places = lax.iota(repeats.dtype, repeats.size)
     return jnp.repeat(places, repeats, total_repeat_length=output_size)
 
 
@@ -153,13 +150,3 @@ def cartesian_prod(tensors: Sequence[Array]) -> Array:
     if len(tensors) == 1:
         return tensors[0]
     return jnp.stack([grid.reshape(-1) for grid in _grid(tensors)], axis=1)
-
-
-@rule("aten.combinations.default")
-def combinations(self: Array, r: int = 2, with_replacement: bool = False) -> Array:
-    """All sorted choices of r places, one a row; (0,) for r = 0."""
-    if r == 0:
-        return jnp.zeros((0,), self.dtype)
-    choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
-    places = np.array(list(choose(range(self.size), r)), np.int32).reshape(-1, r)
-    return jnp.take(self, places, mode="clip")
