@@ -71,6 +71,7 @@ class OutputError:
       mismatches: positions where one side is NaN or infinite and the other is not the same.
       scale: max(1, largest finite magnitude wanted).
       tolerance: what ``max_abs / scale`` may be.
+      compared: whether numbers were compared, not only shape and dtype.
       problem: what is wrong other than by a number; empty if nothing.
     """
 
@@ -83,6 +84,7 @@ class OutputError:
     mismatches: int = 0
     scale: float = 1.0
     tolerance: float = 0.0
+    compared: bool = True
     problem: str = ""
 
     @property
@@ -153,7 +155,9 @@ def _compare(
     if got.shape != want.shape or dtypes.kind(got.dtype) != kind:
         text = f"got {got.dtype.name}[{', '.join(map(str, got.shape))}]"
         return dataclasses.replace(report, problem=text, max_abs=math.inf, max_rel=math.inf)
-    if not values or not want.size:
+    if not values:
+        return dataclasses.replace(report, compared=False)
+    if not want.size:
         return report
     wide: Any = np.complex128 if kind == "complex" else np.float64
     a, b = want.astype(wide), got.astype(wide)
@@ -205,6 +209,11 @@ class Report:
         return all(output.ok for output in self.outputs)
 
     @property
+    def compared(self) -> bool:
+        """Whether numbers were compared, not only shapes and dtypes."""
+        return all(output.compared for output in self.outputs)
+
+    @property
     def max_abs(self) -> float:
         """Largest absolute error of any output."""
         return max((output.max_abs for output in self.outputs), default=0.0)
@@ -233,6 +242,7 @@ class Report:
         worst = {"max_abs": self.max_abs, "max_rel": self.max_rel}
         return {
             "ok": self.ok,
+            "compared": self.compared,
             **{k: v if math.isfinite(v) else repr(v) for k, v in worst.items()},
             "seeds": list(self.seeds),
             "outputs": [output.to_json() for output in self.outputs],

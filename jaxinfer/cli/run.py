@@ -1,0 +1,169 @@
+"""``jaxinfer run OUT inputs.npz -o outputs.npz``: a saved model on saved arrays.
+
+Arrays are named by input path; ``arr_0``, ``arr_1`` ... (what ``numpy.savez`` calls arrays
+without a name) are taken in order. Nothing is unpickled. The .npz format has no bfloat16 or
+float8: such inputs are read from float32, and such outputs written as float32, which holds
+them exactly; both are said.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from jaxinfer.core import dtypes
+from jaxinfer.core.errors import ArtefactError, InputError, listing
+from jaxinfer.core.signature import LeafSpec
+
+
+@click.command("run")
+@click.argument("model_dir", metavar="OUT")
+@click.argument("inputs", metavar="INPUTS.npz")
+@click.option("-o", "--out", required=True, metavar="OUTPUTS.npz", help="The file to write.")
+@click.option("--key", type=int, metavar="N", help="Random key, for a model that samples.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUTS.npz if it exists.")
+def command(model_dir: str, inputs: str, out: str, key: int | None, overwrite: bool) -> None:
+    """Run the model directory OUT on the arrays of INPUTS.npz.
+
+    Arrays are named as `jaxinfer inspect` names the inputs, or arr_0, arr_1 ... in order.
+    Outputs are named by their path; a single one is `output`.
+    """
+    import jax
+
+    from jaxinfer.cli import _console
+    from jaxinfer.core.parity import outputs_of
+    from jaxinfer.io._npz import NpzFile
+    from jaxinfer.io.artefact import load
+
+    target = Path(out)
+    _check_target(target, overwrite)
+    archive = NpzFile(inputs)
+    stages = _console.Stages()
+    with stages.stage("load", f"loading {model_dir}"):
+        model = load(model_dir)
+    if model.program.random and key is None:
+        raise InputError("this model samples random numbers: pass --key N")
+    notes: list[str] = []
+    if key is not None and not model.program.random:
+        notes.append("--key is not used: this model does not sample")
+    leaves = iter(_leaves(model.inputs, archive, inputs, notes))
+    arguments = {
+        name: structure.unflatten(leaves)
+        for name, structure in zip(model.signature.names, model.signature.structures, strict=True)
+    }
+    with stages.stage("run", "compiling and running"):
+        rng_key = jax.random.key(key) if key is not None and model.program.random else None
+        result = outputs_of(model, model(rng_key=rng_key, **arguments))
+        arrays = {path: np.asarray(value) for path, value in result.items()}
+    for path, array in arrays.items():
+        wide = _storable(array.dtype)
+        if wide != array.dtype:
+            notes.append(f"{path}: {array.dtype.name} written as {wide.name} (exact)")
+            arrays[path] = array.astype(wide)
+    _write(target, arrays, overwrite)
+    console = _console.out()
+    for path, array in arrays.items():
+        console.print(
+            f"{path}: {array.dtype.name}[{', '.join(map(str, array.shape))}]", markup=False
+        )
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"wrote {out}", markup=False)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise ArtefactError(f"{target}: the directory {target.parent} does not exist")
+    if target.is_dir():
+        raise ArtefactError(f"{target} is a directory; give a file to write")
+    if os.path.lexists(target) and not overwrite:
+        raise ArtefactError(f"{target} exists already; choose another path or pass --overwrite")
+
+
+def _leaves(
+    specs: Sequence[LeafSpec], archive: Mapping[str, np.ndarray], file: str, notes: list[str]
+) -> list[Any]:
+    """Return a value for each leaf of the inputs.
+
+    Raises:
+      InputError: arrays that are missing and arrays that no input takes, all of them.
+    """
+    wanted = [spec for spec in specs if spec.is_array]
+    positional = {f"arr_{index}": spec.path for index, spec in enumerate(wanted)}
+    paths = {spec.path for spec in wanted}
+    named = {name for name in archive if name in paths}
+    by_position = not named and any(name in positional for name in archive)
+    source = {
+        spec.path: (f"arr_{index}" if by_position else spec.path)
+        for index, spec in enumerate(wanted)
+    }
+    problems = [
+        f"missing: {spec}" + (f" (as {source[spec.path]})" if by_position else "")
+        for spec in wanted
+        if source[spec.path] not in archive
+    ]
+    unknown = [name for name in archive if name not in source.values()]
+    problems += [f"no input is called {name!r}" for name in unknown]
+    if problems:
+        raise InputError(
+            listing(
+                f"{file} does not hold the inputs of the model:",
+                problems,
+                "The model takes: " + ("; ".join(map(str, wanted)) or "no arrays"),
+            )
+        )
+    return [
+        _as_stored(spec, archive[source[spec.path]], notes) if spec.is_array else spec.value
+        for spec in specs
+    ]
+
+
+def _as_stored(spec: LeafSpec, array: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Cast an array to a dtype that .npz lacks, if the input is of one."""
+    want = dtypes.dtype_of(spec.dtype)
+    stored = _storable(want)
+    if stored == want or array.dtype != stored:
+        return array
+    notes.append(f"{spec.path}: {stored.name} rounded to {want.name}")
+    return array.astype(want)
+
+
+def _storable(dtype: np.dtype) -> np.dtype:
+    """Return the numpy dtype that holds every value of ``dtype``: itself unless ml_dtypes'."""
+    if dtype.type.__module__ != "ml_dtypes":
+        return dtype
+    if dtypes.kind(dtype) == "integer":
+        return np.dtype(np.uint8 if dtype.name.startswith("u") else np.int8)
+    return np.dtype(np.float32)
+
+
+def _write(target: Path, arrays: Mapping[str, np.ndarray], overwrite: bool) -> None:
+    """Write an .npz archive aside and rename it; on failure the target is as it was.
+
+    ``numpy.savez`` takes names as keyword arguments, so an output called ``file`` breaks it.
+    """
+    aside = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_target(target, overwrite)  # it may have been made meanwhile
+        os.replace(aside, target)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ArtefactError(
+                f"{target}: not written: {error.strerror or error}; nothing was left behind"
+            ) from error
+        raise
