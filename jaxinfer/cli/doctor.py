@@ -125,9 +125,10 @@ def _settings() -> dict[str, Any]:
 
     from jaxinfer.core._compat import x64_enabled
 
+    precision = jax.config.read("jax_default_matmul_precision")
     return {
         "x64": x64_enabled(),
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": precision or "default",
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
 
