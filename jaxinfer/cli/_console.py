@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def out() -> Console:
@@ -37,12 +38,14 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), title: str 
     for index in range(len(rows[0]) if rows else len(header)):
         made.add_column(header[index] if header else "", overflow="fold")
     for row in rows:
-        made.add_row(*(_plain(cell) for cell in row))
+        made.add_row(*(plain(cell) for cell in row))
     return made
 
 
-def _plain(cell: Any) -> str:
-    return str(cell).replace("[", "\\[")
+def plain(value: Any) -> Text:
+    """Return text as it is: no markup, and control characters spelled out."""
+    text = str(value)
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def echo_json(data: Any) -> None:

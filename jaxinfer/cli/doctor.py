@@ -125,7 +125,7 @@ def _settings() -> dict[str, Any]:
 
     from jaxinfer.core._compat import x64_enabled
 
-    precision = jax.config.read("jax_default_matmul_precision")
+    precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 (typed as unknown)
     return {
         "x64": x64_enabled(),
         "matmul_precision": precision or "default",

@@ -135,18 +135,22 @@ def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         if value:
             rows.append((key.replace("_", " "), str(value)))
     if "parity" in provenance:
-        parity = provenance["parity"]
-        text = "not checked when converted (--no-verify)"
-        if parity and not parity["compared"]:
-            text = "shapes and dtypes only: the model samples"
-        elif parity:
-            text = f"{_number(parity['max_abs'])} absolute, {_number(parity['max_rel'])} relative"
-        rows.append(("parity", text))
-    rows += [("note", str(note)) for note in provenance.get("notes", ())]
+        rows.append(("parity", _parity_text(provenance["parity"])))
+    notes = provenance.get("notes")
+    rows += [("note", str(note)) for note in notes] if isinstance(notes, (list, tuple)) else []
     for key in ("tied", "cast", "unread_buffers"):
-        if provenance.get(key):
+        if isinstance(provenance.get(key), (dict, list, tuple)) and provenance[key]:
             rows.append((key.replace("_", " "), f"{len(provenance[key])} (--json lists them)"))
     return rows
+
+
+def _parity_text(parity: Any) -> str:
+    if not isinstance(parity, dict):
+        return "not checked when converted (--no-verify)"
+    if not parity.get("compared", True):
+        return "shapes and dtypes only: the model samples"
+    absolute, relative = (_number(parity.get(key)) for key in ("max_abs", "max_rel"))
+    return f"{absolute} absolute, {relative} relative"
 
 
 def _number(value: Any) -> str:
@@ -155,8 +159,9 @@ def _number(value: Any) -> str:
 
 def _tree(leaves: Sequence[Any], title: str, depth: int) -> Any:
     """Return the parameters nested by dots; below ``depth`` levels they are summed up."""
-    from rich.markup import escape
     from rich.tree import Tree
+
+    from jaxinfer.cli._console import plain
 
     root: dict[str, Any] = {}
     for leaf in leaves:
@@ -170,13 +175,13 @@ def _tree(leaves: Sequence[Any], title: str, depth: int) -> Any:
         for name, child in node.items():
             if not isinstance(child, dict):
                 shape = ", ".join(map(str, child.shape))
-                tree.add(escape(f"{name}  {child.dtype}[{shape}]"))
+                tree.add(plain(f"{name}  {child.dtype}[{shape}]"))
                 continue
-            branch = tree.add(escape(f"{name[:-1]}  {_total(child)}"))
+            branch = tree.add(plain(f"{name[:-1]}  {_total(child)}"))
             if not depth or level < depth:
                 grow(branch, child, level + 1)
 
-    tree = Tree(escape(f"{title}  {_total(root)}"))
+    tree = Tree(plain(f"{title}  {_total(root)}"))
     grow(tree, root, 1)
     return tree
 

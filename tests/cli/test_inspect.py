@@ -10,6 +10,7 @@ from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, signature_of
 from jaxinfer.core.signature import LeafSpec, Signature
 from jaxinfer.core.structure import LEAF
+from tests.cli import fakes
 
 
 def test_shows_everything(cli, model_dir):
@@ -108,3 +109,14 @@ def test_sizes_outside_the_range_are_all_listed():
     with pytest.raises(InputError, match="batch = 10 is outside") as error:
         _describe.chosen_sizes(symbolic(), {"nope": 1, "batch": 10})
     assert "nope: no such size" in str(error.value)
+
+
+def test_provenance_of_any_form_is_shown(cli, tmp_path):
+    """A directory's provenance is what somebody wrote: it may be anything, or hostile."""
+    odd = {"parity": {"max_abs": None}, "notes": 3, "tied": 7, "source": "a\x1b[2Jb [red]c"}
+    fakes.model().replace(provenance=odd).save(tmp_path / "odd")
+    result = cli("inspect", "odd")
+    assert result.code == 0, result.err
+    assert "a\\x1b[2Jb [red]c" in result.out
+    assert "\x1b" not in result.out
+    assert cli("inspect", "odd", "--json").json["provenance"]["notes"] == 3
