@@ -61,3 +61,19 @@ def as_array(value: Any, path: str) -> Any:
     if value.dtype.kind in "iu":
         return dtypes.narrow(value, path)
     return value
+
+
+def owned(array: np.ndarray) -> jax.Array:
+    """Return a JAX array with a copy of ``array``: nobody else's writes reach it.
+
+    JAX on CPU takes over aligned numpy memory without a copy (even with ``may_alias=False``,
+    jax 0.10.1), and copies unaligned memory; an aligned buffer of our own is copied once.
+    """
+    padded = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -padded.ctypes.data % _ALIGNMENT
+    buffer = padded[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(buffer, array)
+    return jax.device_put(buffer).block_until_ready()
+
+
+_ALIGNMENT = 64

@@ -17,7 +17,13 @@ import jax
 import jax.export
 
 from jaxinfer.core import dtypes
-from jaxinfer.core.errors import ArtefactError, InputError, MissingExtraError, listing
+from jaxinfer.core.errors import (
+    ArtefactError,
+    InputError,
+    JaxinferError,
+    MissingExtraError,
+    listing,
+)
 from jaxinfer.core.signature import LeafSpec, Signature
 from jaxinfer.core.structure import LEAF, Structure
 
@@ -253,5 +259,7 @@ class StableHLOProgram:
         signature = Signature.from_json(data["signature"])
         try:
             return cls(signature, Structure.from_json(data["outputs"]), blobs(cls.FILE))
-        except (ValueError, TypeError) as error:
+        except JaxinferError:
+            raise
+        except Exception as error:  # the flatbuffer parser raises whatever the bytes lead it to
             raise ArtefactError(f"{cls.FILE}: not readable by this JAX: {error}") from error

@@ -72,11 +72,6 @@ class Branch(nn.Module):
         return x + 1 if x.sum() > 0 else x - 1
 
 
-class Item(nn.Module):
-    def forward(self, x):
-        return x * x.max().item()
-
-
 class Count(nn.Module):
     def forward(self, x):
         n = int(x.sum())
@@ -89,7 +84,6 @@ class Count(nn.Module):
         (Mask(), "x[x > 0]"),
         (Nonzero(), "x.nonzero()"),
         (Branch(), "if x.sum() > 0"),
-        (Item(), "x.max().item()"),
         (Count(), "n = int(x.sum())"),
     ],
 )

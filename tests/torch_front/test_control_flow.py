@@ -10,8 +10,6 @@ from torch._higher_order_ops.while_loop import while_loop as torch_while_loop
 
 import jaxinfer as ji
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
 
 class Cond(torch.nn.Module):
     """A branch on a value; one branch uses parameters, both give two results."""

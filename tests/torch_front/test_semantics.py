@@ -38,9 +38,10 @@ def test_params_are_keyed_by_the_state_dict():
     assert_parity(model, module, (torch.randn(4, 3),))
 
 
-def test_params_are_a_copy():
-    module = nn.Linear(64, 64)
-    model = convert(module, torch.randn(2, 64))
+@pytest.mark.parametrize("features", [3, 64, 100])
+def test_params_are_a_copy(features):
+    module = nn.Linear(features, 64)
+    model = convert(module, torch.randn(2, features))
     before = np.array(model.params["weight"])
     with torch.no_grad():
         module.weight.zero_()
@@ -103,9 +104,10 @@ torch.export.register_dataclass(Pair)
         (lambda a: {"z": a, "b": {"c": a}}, lambda o: list(o) == ["z", "b"] and "c" in o["b"]),
         (lambda a: Pair(a, a + 1), lambda o: o.second.shape == o.first.shape and len(o) == 2),
         (lambda a: Point(a, a + 1), lambda o: o.y.shape == o.x.shape and o._fields == ("x", "y")),
+        (lambda a: torch.topk(a, 2), lambda o: o.values.shape == o.indices.shape == (2,)),
         (lambda a: (a, None, 3), lambda o: o[1] is None and o[2] == 3),
     ],
-    ids=["tuple-list", "dict", "dataclass", "namedtuple", "fixed-values"],
+    ids=["tuple-list", "dict", "dataclass", "namedtuple", "return-type", "fixed-values"],
 )
 def test_outputs_keep_the_modules_structure(build, check):
     model = convert(Lambda(build), torch.randn(3))
@@ -261,6 +263,14 @@ def test_complex_and_fft():
         return torch.fft.irfft(spectrum * 2, n=8), spectrum.abs(), torch.view_as_real(turned * 1j)
 
     assert_parity(convert(Lambda(fn), torch.randn(3, 8)), Lambda(fn), (torch.randn(3, 8),))
+
+
+def test_a_number_read_from_a_tensor():
+    def fn(x, ids):
+        return x * x.max().item() + ids.sum().item()
+
+    args = (torch.randn(5), torch.arange(4))
+    assert_parity(convert(Lambda(fn), *args), Lambda(fn), args)
 
 
 def test_constants_and_non_persistent_buffers():

@@ -367,6 +367,8 @@ def structure(spec: pytree.TreeSpec) -> Structure:
         return Structure("list", children)
     if kind.__name__ == "namedtuple" or hasattr(context, "_fields"):
         return Structure("namedtuple", children, tuple(context._fields), context.__name__)
+    if kind.__module__ == "torch.return_types":  # torch.topk(...) and the like
+        return Structure("namedtuple", children, tuple(kind.__match_args__), kind.__name__)
     if isinstance(context, (list, tuple)):
         keys = _field_names(kind, context, len(children))
         if keys is not None:
@@ -437,11 +439,13 @@ def _source_line(node: FxNode) -> str:
 
 
 def _unbacked(value: Any) -> set[str]:
-    """Return the names of unbacked symbols (sizes or numbers known only from data)."""
+    """Return the unbacked symbols (known only from data) in the shapes of a node's tensors.
+
+    A number read from a tensor (``x.max().item()``) that never becomes a size is no problem.
+    """
     found: set[str] = set()
     for item in value if isinstance(value, (tuple, list)) else (value,):
-        sizes = item.shape if isinstance(item, torch.Tensor) else (item,)
-        for size in sizes:
-            if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-                found |= set(re.findall(r"\b(?:u|zuf|uf)\d+\b", str(size.node.expr)))
+        for size in item.shape if isinstance(item, torch.Tensor) else ():
+            if isinstance(size, torch.SymInt):
+                found |= set(re.findall(r"\bu\d+\b", str(size.node.expr)))
     return found

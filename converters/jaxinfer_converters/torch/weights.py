@@ -11,13 +11,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
 from jaxinfer.core import dtypes
-from jaxinfer.core.arrays import from_torch_tensor
+from jaxinfer.core.arrays import from_torch_tensor, owned
 from jaxinfer.core.errors import ConversionError, listing
 from jaxinfer.io.checkpoint import Checkpoint, Report, match
 from jaxinfer_converters.graph import Aval, Graph, refs
@@ -144,8 +143,7 @@ def collect(
         if name not in captured.persistent and captured.state[name] != "parameter" and small:
             constants[name] = np.array(value)
         else:
-            params[name] = jnp.array(value)  # a copy: torch may go on writing to its own
-            params[name].block_until_ready()
+            params[name] = owned(value)  # torch may go on writing to its own
         del value
         if source is not None:
             source.release(name)
