@@ -50,15 +50,15 @@ class Source:
       label: what it is, for people: ``"BertModel from minilm/"``.
       convert: ``convert(progress) -> Model``; ``progress(leaf name, done, total)``.
       examples: ``examples(seed) -> (args, kwargs)`` of numpy arrays that the model accepts.
-      reference: ``reference(args, kwargs) -> flat list of numpy outputs`` by the original
-        framework; for a model that changes its state, the new state follows the outputs.
+      reference: ``reference(args, kwargs, state) -> flat list of numpy outputs`` by the
+        original framework, then the new values of the buffers and inputs named in ``state``.
       notes: lines the user should know (random weights, a fallback taken).
     """
 
     label: str
     convert: Callable[[Progress | None], Model]
     examples: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
-    reference: Callable[[Sequence[Any], Mapping[str, Any]], list[np.ndarray]]
+    reference: Callable[[Sequence[Any], Mapping[str, Any], Sequence[str]], list[np.ndarray]]
     notes: tuple[str, ...] = ()
 
 

@@ -264,8 +264,8 @@ def prove(
         args, kwargs = source.examples(seed)
         key = jax.random.key(seed) if model.program.random else None
         got = outputs_of(model, model(*args, rng_key=key, **kwargs))
-        want = source.reference(args, kwargs)
         state = _state_names(model)
+        want = source.reference(args, kwargs, state)
         if state and len(want) == len(got) - len(state):
             got = dict(list(got.items())[: len(want)])
             notes["the new state of buffers was not compared: the source returns none"] = None

@@ -67,7 +67,7 @@ def test_tolerance_is_the_users(cli, open_as, tmp_path):
 def test_parity_needs_every_seed(cli, open_as, tmp_path):
     calls = []
 
-    def reference(args, kwargs):
+    def reference(args, kwargs, state=()):
         calls.append(args)
         return (fakes.reference if len(calls) == 1 else fakes.wrong_reference)(args, kwargs)
 
@@ -78,7 +78,7 @@ def test_parity_needs_every_seed(cli, open_as, tmp_path):
 
 
 def test_no_verify_says_so(cli, open_as, tmp_path):
-    def reference(args, kwargs):
+    def reference(args, kwargs, state=()):
         raise AssertionError("must not be called")
 
     open_as(reference=reference)
@@ -151,7 +151,7 @@ def test_a_model_that_samples_is_compared_in_shapes(cli, open_as, tmp_path):
     open_as(
         convert=lambda progress: fakes.sampler(),
         examples=lambda seed: ((x,), {}),
-        reference=lambda args, kwargs: [x + 99],
+        reference=lambda args, kwargs, _: [x + 99],
     )
     result = cli("convert", "x", "-o", "out")
     assert result.code == 0, result.err
@@ -163,7 +163,7 @@ def test_a_model_that_samples_is_compared_in_shapes(cli, open_as, tmp_path):
     open_as(
         convert=lambda progress: fakes.sampler(),
         examples=lambda seed: ((x,), {}),
-        reference=lambda args, kwargs: [x[:2]],
+        reference=lambda args, kwargs, _: [x[:2]],
     )
     assert cli("convert", "x", "-o", "other").code == 1
 
@@ -187,7 +187,7 @@ def test_new_state_is_compared_where_the_source_gives_it(cli, open_as, state, co
     open_as(
         convert=lambda progress: counter(),
         examples=lambda seed: ((np.full(3, seed, np.float32),), {}),
-        reference=lambda args, kwargs: [args[0], *(s.astype(np.float32) for s in state)],
+        reference=lambda args, kwargs, _: [args[0], *(s.astype(np.float32) for s in state)],
     )
     result = cli("convert", "x", "-o", "out")
     assert result.code == code, result.err

@@ -35,7 +35,7 @@ def test_json(cli, open_as, model_dir):
 
 
 def test_another_number_of_outputs(cli, open_as, model_dir):
-    open_as(reference=lambda args, kwargs: fakes.reference(args, kwargs)[:1])
+    open_as(reference=lambda args, kwargs, _: fakes.reference(args, kwargs)[:1])
     result = cli("verify", model_dir, "--against", "x")
     assert result.code == 1
     assert "required 1 outputs, got 2" in result.err

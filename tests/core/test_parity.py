@@ -158,7 +158,7 @@ def double():
 
 
 def test_prove_passes_a_right_model_and_names_outputs():
-    report = prove(double(), fake_source(lambda args, kwargs: [args[0] * 2]))
+    report = prove(double(), fake_source(lambda args, kwargs, _: [args[0] * 2]))
     assert report.ok
     assert [output.path for output in report.outputs] == ["y"]
     assert report.seeds == (0, 1)
@@ -168,7 +168,7 @@ def test_prove_passes_a_right_model_and_names_outputs():
 def test_prove_fails_a_wrong_model_that_is_right_on_one_seed():
     right_once = []
 
-    def reference(args, kwargs):
+    def reference(args, kwargs, state):
         right_once.append(args)
         return [args[0] * (2 if len(right_once) == 1 else 2.01)]
 
@@ -181,7 +181,7 @@ def test_prove_fails_a_wrong_model_that_is_right_on_one_seed():
 
 def test_prove_keeps_the_worst_seed():
     factors = iter((2.001, 2.1, 2.0))
-    report = prove(double(), fake_source(lambda a, k: [a[0] * F32(next(factors))]), (0, 1, 2))
+    report = prove(double(), fake_source(lambda a, k, _: [a[0] * F32(next(factors))]), (0, 1, 2))
     assert report.max_rel == pytest.approx(0.1 / 2.1, rel=1e-3)
 
 

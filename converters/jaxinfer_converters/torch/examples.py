@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -114,3 +115,19 @@ def flat_outputs(output: Any) -> list[np.ndarray]:
         for leaf in pytree.tree_leaves(output)
         if leaf is not None
     ]
+
+
+def by_path(module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's tensors by the paths that the signature gives them (``batch.ids``)."""
+    names = [
+        parameter.name
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    names += [f"x{i}" for i in range(len(names), len(args))]
+    found: dict[str, Any] = {}
+    for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            keys = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
+            found[".".join([name, *keys])] = leaf
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxinfer.core.errors import CheckpointError, ConversionError
+from jaxinfer.core.errors import CheckpointError, ConversionError, listing
 from jaxinfer.core.frontend import Options, Source
 from jaxinfer.io.checkpoint import Checkpoint, open_checkpoint
 from jaxinfer_converters.torch.sources import module_source
@@ -64,14 +65,22 @@ def open_checkpoint_directory(
     with parameters_on_meta():
         module = cls(config).to(dtype).eval()
     notes: list[str] = []
-    renamed = _under_own_names(checkpoint, module, cls)
-    load = lambda: _load(cls, path, config, dtype)
+    renamed, unread = _under_own_names(checkpoint, module, cls)
+    load = lambda: _load(cls, path, config, dtype)[0]
     if renamed is None:
-        module = load()
+        module, unread = _load(cls, path, config, dtype)
         notes.append(
             "the checkpoint's names are not the module's; transformers loaded and renamed it "
             "(torch held the weights once)"
         )
+    if unread and not options.class_name:
+        title = f"{path}: {len(unread)} weights are not read by {cls.__name__}:"
+        advice = (
+            f"Pass --class {cls.__name__} to leave them out knowingly, or the class that has them."
+        )
+        raise CheckpointError(listing(title, unread, advice))
+    if unread:
+        notes.append(f"left out, {cls.__name__} does not have them: {', '.join(unread)}")
     args, sizes, fixed = _example_shapes(module, config, dtype)
     label = f"{cls.__name__} from {path.name}"
     return module_source(
@@ -117,11 +126,35 @@ def _float_dtype(config: Any, checkpoint: Checkpoint) -> torch.dtype:
     return stated if isinstance(stated, torch.dtype) else torch.float32
 
 
-def _load(cls: Any, path: pathlib.Path, config: Any, dtype: torch.dtype) -> torch.nn.Module:
+def _load(
+    cls: Any, path: pathlib.Path, config: Any, dtype: torch.dtype
+) -> tuple[torch.nn.Module, list[str]]:
+    """Let transformers load a checkpoint; return the module and the names it did not read.
+
+    Raises:
+      CheckpointError: it cannot, or would make up missing weights; all of them.
+    """
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # its report of keys is raised below
     try:
-        return cls.from_pretrained(str(path), config=config, dtype=dtype).eval()
+        module, info = cls.from_pretrained(
+            str(path), config=config, dtype=dtype, output_loading_info=True
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: transformers cannot load it: {error}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    faults = [f"{name}: missing" for name in sorted(info["missing_keys"])]
+    faults += [f"{name[0]}: wrong shape {name[1:]}" for name in sorted(info["mismatched_keys"])]
+    if faults:
+        advice = "Convert the class whose weights these are: --class NAME."
+        title = f"{path}: weights that {cls.__name__} needs and the checkpoint lacks:"
+        raise CheckpointError(listing(title, faults, advice))
+    return module.eval(), sorted(info["unexpected_keys"])
 
 
 class _Renamed(Mapping[str, np.ndarray]):
@@ -150,29 +183,39 @@ class _Renamed(Mapping[str, np.ndarray]):
 
 def _under_own_names(
     checkpoint: Checkpoint, module: torch.nn.Module, cls: Any
-) -> Checkpoint | None:
-    """Return the checkpoint under the module's names, or None if it needs transformers.
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the checkpoint under the module's names, and the names that it does not have.
 
-    Keys that the class itself declares unexpected, and parts of a larger model than ``cls``
-    (a language-model head where the base model is built), are left out.
+    The base model's prefix (``bert.``) is added or taken away if all names then fit; None if
+    no such way does. Names that the class itself expects to find unread, and buffers that
+    are computed (``position_ids`` in old checkpoints), do not count as unread.
     """
     wanted = dict(module.state_dict(keep_vars=True))
     parameters = {n for n, _ in module.named_parameters()}  # tied ones once
-    prefix = getattr(cls, "base_model_prefix", "")
+    computed = {n for n, _ in module.named_buffers()}
+    tied = set(getattr(cls, "_tied_weights_keys", None) or ())
+    ignored = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or []
+    prefix = f"{getattr(cls, 'base_model_prefix', '')}."
     for rename in (
         lambda name: name,
-        lambda name: name.removeprefix(f"{prefix}."),
-        lambda name: f"{prefix}.{name}",
+        lambda name: name.removeprefix(prefix),
+        lambda name: prefix + name,
     ):
         names = {rename(name): name for name in checkpoint}
-        tied_ok = set(getattr(cls, "_tied_weights_keys", None) or ())
-        missing = [n for n in parameters if n not in names and n not in tied_ok]
-        if not missing and all(
-            tuple(wanted[n].shape) == checkpoint.spec(names[n])[0] for n in parameters if n in names
+        present = parameters & names.keys()
+        if parameters <= present | tied and all(
+            tuple(wanted[n].shape) == checkpoint.spec(names[n])[0] for n in present
         ):
             kept = {n: o for n, o in names.items() if n in wanted}
-            return Checkpoint([(checkpoint.files[0], _Renamed(checkpoint, kept))])
-    return None
+            unread = [
+                original
+                for name, original in names.items()
+                if name not in wanted
+                and name not in computed
+                and not any(re.search(pattern, original) for pattern in ignored)
+            ]
+            return Checkpoint([(checkpoint.files[0], _Renamed(checkpoint, kept))]), unread
+    return None, []
 
 
 def _example_shapes(

@@ -97,17 +97,30 @@ def module_source(
         changes = {**model.provenance, "source": label, "notes": list(messages)}
         return model.replace(provenance=changes)
 
-    def reference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
+    def reference(
+        args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str] = ()
+    ) -> list[np.ndarray]:
         if not reference_module:
             reference_module.append(loaded() if loaded is not None else module)
-        # a copy: a module in training mode changes its buffers in a call
-        owner = reference_module[0]
-        owner = copy.deepcopy(owner) if owner.training else owner
-        with torch.no_grad():
-            out = owner(*examples.to_torch(tuple(args)), **examples.to_torch({**kwargs, **fixed}))
-        return examples.flat_outputs(out)
+        return _call(reference_module[0], args, {**kwargs, **fixed}, state)
 
     return Source(label, convert, draw, reference, tuple(messages))
+
+
+def _call(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str]
+) -> list[np.ndarray]:
+    """Call a module on numpy inputs; return its outputs, then the new values of ``state``.
+
+    A module that changes its buffers is copied first, so that every call starts alike.
+    """
+    module = copy.deepcopy(module) if state else module
+    given_args, given_kwargs = examples.to_torch(tuple(args)), examples.to_torch(dict(kwargs))
+    with torch.no_grad():
+        outputs = examples.flat_outputs(module(*given_args, **given_kwargs))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    inputs = examples.by_path(module, given_args, given_kwargs)
+    return outputs + examples.flat_outputs([{**inputs, **buffers}[name] for name in state])
 
 
 def _less_and_less(dynamic: Any) -> list[Any]:
@@ -252,11 +265,9 @@ def _open_pt2(source: str, options: Options) -> Source:
         model = from_torch(program, weights=options.weights, progress=progress)
         return model.replace(provenance={**model.provenance, "source": label})
 
-    def reference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
-        with torch.no_grad():
-            out = program.module()(
-                *examples.to_torch(tuple(args)), **examples.to_torch(dict(kwargs))
-            )
-        return examples.flat_outputs(out)
+    def reference(
+        args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str] = ()
+    ) -> list[np.ndarray]:
+        return _call(program.module(), args, kwargs, state)
 
     return Source(label, convert, lambda seed: examples.like(example, seed), reference)
