@@ -25,6 +25,7 @@ SPD = [positive(5, 5), positive(2, 3, 3), positive(3, 3, dtype="complex64")]
 TALL, WIDE = rand(2, 7, 3), rand(2, 3, 7)
 LOWER = np.tril(A)
 HERMITIAN = [x + np.conj(np.swapaxes(x, -1, -2)) for x in (A, BATCH, COMPLEX)]
+PIVOTS = np.array([3, 2, 3, 5, 5], np.int32)
 EMPTY = rand(0, 0)
 
 _square = [case(x, **LOOSE) for x in (A, BATCH, COMPLEX)]
@@ -90,6 +91,31 @@ CASES = {
         case(rand(5, 2), LOWER, **LOOSE),
         case(rand(5, 2), LOWER.T.copy(), True, **LOOSE),
         case(rand(3, 2, dtype="complex64"), np.tril(COMPLEX), **LOOSE),
+    ],
+    "aten.cholesky_inverse.default": [
+        case(LOWER, **LOOSE),
+        case(LOWER.T.copy(), True, **LOOSE),
+        case(np.tril(BATCH), **LOOSE),
+    ],
+    "aten.linalg_lu.default": [case(x, **LOOSE) for x in (A, BATCH, COMPLEX, TALL, WIDE)],
+    "aten.linalg_lu_factor.default": [case(x, **LOOSE) for x in (A, BATCH, COMPLEX, TALL)],
+    "aten.linalg_lu_factor_ex.default": [*_square, case(SINGULAR, compare=(2,))],
+    "aten.linalg_lu_solve.default": [
+        case(
+            lu,
+            np.broadcast_to(PIVOTS, lu.shape[:-1]).copy(),
+            rand(*shape),
+            left=left,
+            adjoint=adjoint,
+            **LOOSE,
+        )
+        for lu in (A, BATCH)
+        for left, shape in ((True, (2, 3, 5, 2)), (False, (2, 3, 2, 5)))
+        for adjoint in (False, True)
+    ]
+    + [
+        case(COMPLEX, PIVOTS[:3], rand(*shape, dtype="complex64"), left=left, adjoint=True, **LOOSE)
+        for left, shape in ((True, (3, 2)), (False, (2, 3)))
     ],
     "aten.linalg_qr.default": [
         *(case(x, mode, compare=()) for x in (TALL, WIDE, A) for mode in ("reduced", "complete")),

@@ -80,7 +80,7 @@ def _scores(query: Array, key: Array, mask: Array | None, causal: bool, scale: A
     folded = _fold(query, key)
     scores = wide_dot(folded, key, ((last,), (last,)), (batch, batch))
     scores = scores.reshape(*query.shape[:-1], key.shape[-2])
-    scores = scores * np.float32(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if mask is not None and mask.dtype == jnp.bool_:
         scores = jnp.where(mask, scores, -jnp.inf)
     elif mask is not None:

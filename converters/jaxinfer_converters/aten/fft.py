@@ -35,7 +35,7 @@ def _scale(x: Array, n: int, normalization: int) -> Array:
     """Multiply by 1, 1/√n or 1/n."""
     if normalization == NONE:
         return x
-    return x * np.float32(1 / (math.sqrt(n) if normalization == BY_ROOT_N else n))
+    return x * (1 / (math.sqrt(n) if normalization == BY_ROOT_N else n))
 
 
 def _complex(x: Array) -> Array:
@@ -92,7 +92,7 @@ def _resize(x: Array, sizes: Sequence[int | None], dims: Sequence[int]) -> Array
     return x
 
 
-def _shape(x: Array, s: Any, dim: Dims) -> tuple[list[int | None], list[int]]:
+def _shape(x: Array, s: Any, dim: Dims) -> tuple[Sequence[int | None], list[int]]:
     """Sizes (None where kept) and axes; without dim, s names the last dims, without s all."""
     if dim is None:
         axes = list(range(0 if s is None else x.ndim - len(s), x.ndim))

@@ -28,7 +28,7 @@ def _full(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        chosen = jax.config.jax_default_matmul_precision
+        chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
         with jax.default_matmul_precision(chosen or "highest"):
             return fn(*args, **kwargs)
 
@@ -185,6 +185,64 @@ def cholesky_solve(b: Array, factor: Array, upper: bool = False) -> Array:
     lower = _mh(factor) if upper else factor
     half = _triangular(lower, b, False, True, False, False)
     return _triangular(_mh(lower), half, True, True, False, False)
+
+
+@rule("aten.cholesky_inverse.default")
+@_full
+def cholesky_inverse(factor: Array, upper: bool = False) -> Array:
+    """(L Lᴴ)⁻¹ ((Uᴴ U)⁻¹ if upper)."""
+    eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)
+    return cholesky_solve(jnp.broadcast_to(eye, factor.shape), factor, upper)
+
+
+def _needs_pivots(pivot: bool) -> None:
+    if not pivot:
+        raise NotImplementedError("LU without pivoting: torch has no CPU kernel for it either")
+
+
+@rule("aten.linalg_lu.default")
+@_full
+def linalg_lu(a: Array, *, pivot: bool = True) -> tuple[Array, Array, Array]:
+    """(P, L, U) with a = P L U."""
+    _needs_pivots(pivot)
+    lu, _, permutation = _lu(a)
+    rows, columns = a.shape[-2:]
+    size = min(rows, columns)
+    p = _mt(jax.nn.one_hot(permutation, rows, dtype=a.dtype))
+    lower = jnp.tril(lu, -1)[..., :size] + jnp.eye(rows, size, dtype=a.dtype)
+    return p, lower, jnp.triu(lu)[..., :size, :]
+
+
+@rule("aten.linalg_lu_factor_ex.default")
+@_full
+def linalg_lu_factor_ex(
+    a: Array, *, pivot: bool = True, check_errors: bool = False
+) -> tuple[Array, Array, Array]:
+    """(L and U in one, pivots from 1, info)."""
+    del check_errors
+    _needs_pivots(pivot)
+    lu, pivots, _ = _lu(a)
+    return lu, pivots, _info(lu)
+
+
+@rule("aten.linalg_lu_factor.default")
+def linalg_lu_factor(a: Array, *, pivot: bool = True) -> tuple[Array, Array]:
+    """(L and U in one, pivots from 1)."""
+    return linalg_lu_factor_ex(a, pivot=pivot)[:2]
+
+
+@rule("aten.linalg_lu_solve.default")
+@_full
+def linalg_lu_solve(
+    lu: Array, pivots: Array, b: Array, *, left: bool = True, adjoint: bool = False
+) -> Array:
+    """X of a x = b (aᴴ x = b if adjoint; x a = b if not left) from the factors of a."""
+    lead = jnp.broadcast_shapes(lu.shape[:-2], b.shape[:-2])
+    lu, b = (jnp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (lu, b))
+    factors = lu, jnp.broadcast_to(pivots - 1, (*lead, pivots.shape[-1]))
+    if left:
+        return jax.scipy.linalg.lu_solve(factors, b, trans=2 if adjoint else 0)
+    return _mh(jax.scipy.linalg.lu_solve(factors, _mh(b), trans=0 if adjoint else 2))
 
 
 @rule("aten.linalg_qr.default")

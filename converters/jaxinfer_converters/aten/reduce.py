@@ -180,7 +180,7 @@ def _var_mean(x: Array, dim: Dims, correction: Any, keepdim: bool) -> tuple[Arra
     off = x - mean
     square = lax.square(lax.abs(off)) if category(x.dtype) == 3 else lax.square(off)
     divisor = max(n - (1 if correction is None else correction), 0)
-    var = jnp.sum(square, axes, keepdims=keepdim) / np.float32(divisor)
+    var = jnp.sum(square, axes, keepdims=keepdim) / divisor
     return var, mean if keepdim else lax.squeeze(mean, axes)
 
 

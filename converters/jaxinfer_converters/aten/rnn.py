@@ -160,7 +160,8 @@ def _recurrent(name: str, cell: Cell) -> None:
     ) -> Any:
         state = tuple(hx) if isinstance(hx, (list, tuple)) else (hx,)
         new = _step(cell, _project(x, w_ih, b_ih), state, Weights(w_ih, w_hh, b_ih, b_hh))
-        return new if len(new) > 1 else new[0]
+        first, *rest = new
+        return new if rest else first
 
     def packed(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
