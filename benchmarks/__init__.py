@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure both sides in one run and write JSON."""
