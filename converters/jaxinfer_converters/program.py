@@ -163,12 +163,16 @@ class GraphProgram:
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     kind: ClassVar[str] = "graph"
     fixed: ClassVar[bool] = True
-    blobs: ClassVar[Mapping[str, bytes]] = {}
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         """The constants."""
         return self.constants
+
+    @property
+    def blobs(self) -> Mapping[str, bytes]:
+        """None: a graph is JSON."""
+        return {}
 
     @functools.cached_property
     def param_specs(self) -> Mapping[str, Aval]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from jax.core import Tracer
 
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import InputTypeError
@@ -43,7 +44,7 @@ def as_array(value: Any, path: str) -> Any:
       InputTypeError: the value is not an array or a number.
       OverflowError: an integer does not fit the dtype that JAX computes in.
     """
-    if isinstance(value, (jax.Array, jax.core.Tracer)):
+    if isinstance(value, (jax.Array, Tracer)):
         return value
     if is_torch_tensor(value):
         value = from_torch_tensor(value)

@@ -35,8 +35,12 @@ class Program(Protocol):
     """What a model needs of its program. Programs never change."""
 
     kind: ClassVar[str]
-    signature: Signature
     fixed: ClassVar[bool]  # whether inputs must fit the signature (else it is an example)
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs."""
+        ...
 
     @property
     def random(self) -> bool:
@@ -136,9 +140,21 @@ class FunctionProgram:
     signature: Signature
     kind: ClassVar[str] = "function"
     fixed: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    arrays: ClassVar[Mapping[str, Any]] = {}
-    blobs: ClassVar[Mapping[str, bytes]] = {}
+
+    @property
+    def random(self) -> bool:
+        """False: a Python function takes its keys among its inputs."""
+        return False
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """None: what a function closes over is its own."""
+        return {}
+
+    @property
+    def blobs(self) -> Mapping[str, bytes]:
+        """None before the export."""
+        return {}
 
     def run(self, params: Any, leaves: Sequence[Any], rng_key: Any = None) -> Any:
         """Call the function on inputs rebuilt from their leaves."""
@@ -217,12 +233,20 @@ class StableHLOProgram:
     data: bytes
     kind: ClassVar[str] = "stablehlo"
     fixed: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    arrays: ClassVar[Mapping[str, Any]] = {}
     FILE: ClassVar[str] = "exports/program.stablehlo"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_exported", jax.export.deserialize(bytearray(self.data)))
+
+    @property
+    def random(self) -> bool:
+        """False: keys are among the inputs of the exported function."""
+        return False
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """None: constants are inside the export."""
+        return {}
 
     @property
     def blobs(self) -> Mapping[str, bytes]:

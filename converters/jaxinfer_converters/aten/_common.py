@@ -178,7 +178,7 @@ def precision(*xs: Array) -> Any:
     float32 is computed in float32, as torch does by default, unless the user has set
     ``jax_default_matmul_precision``: then that decides.
     """
-    if jax.config.jax_default_matmul_precision is not None:
+    if jax.config.jax_default_matmul_precision is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return None
     return lax.Precision.HIGHEST if all(x.dtype.itemsize >= 4 for x in xs) else None
 

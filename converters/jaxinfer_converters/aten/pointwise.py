@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxinfer_converters.aten._common import (
@@ -22,6 +23,13 @@ from jaxinfer_converters.aten._common import (
     rule,
     unary,
 )
+
+def _sinc(x: Array) -> Array:
+    """sin(pi x) / (pi x), 1 at 0; NaN at infinity, which ``jnp.sinc`` gives as 0 from jax 0.11."""
+    zero = x == 0
+    turns = jnp.where(zero, 1, x) * np.pi
+    return jnp.where(zero, 1, lax.sin(turns) / turns).astype(x.dtype)
+
 
 for _name, _function in {
     "acos": lax.acos,
@@ -42,7 +50,7 @@ for _name, _function in {
     "reciprocal": lambda x: lax.integer_pow(x, -1),
     "rsqrt": lax.rsqrt,
     "sin": lax.sin,
-    "sinc": jnp.sinc,
+    "sinc": _sinc,
     "sinh": lax.sinh,
     "sqrt": lax.sqrt,
     "tan": lax.tan,

@@ -342,7 +342,7 @@ def _declared_names(program: ExportedProgram) -> dict[str, str]:
 
 def _source_name(source: Any) -> str:
     name = source.name
-    return name() if callable(name) else name
+    return str(name() if callable(name) else name)
 
 
 def structure(spec: pytree.TreeSpec) -> Structure:

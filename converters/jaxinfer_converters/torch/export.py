@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table as python_decompositions
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -121,7 +122,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 def decomposition_table() -> Any:
     """Return torch's decompositions without the operators that have a rule."""
     table = torch.export.default_decompositions()
-    for op, decomposition in torch._decomp.decomposition_table.items():
+    for op, decomposition in python_decompositions.items():
         if isinstance(op, torch._ops.OpOverload) and op not in table:
             table[op] = decomposition
     for op in list(table):

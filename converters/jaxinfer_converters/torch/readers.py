@@ -14,6 +14,7 @@ import torch
 
 from jaxinfer.core.arrays import from_torch_tensor
 from jaxinfer.core.errors import CheckpointError
+from jaxinfer.io.checkpoint import Reader
 
 
 def read_pickle(path: Any) -> Mapping[str, Any]:
@@ -98,4 +99,4 @@ def refuse_code(path: pathlib.Path) -> None:
         raise CheckpointError(f"{path}: not a readable .pt2 archive: {text}") from error
 
 
-READERS = dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), read_pickle)
+READERS: dict[str, Reader] = dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), read_pickle)

@@ -157,7 +157,8 @@ def _open_factory(source: str, options: Options) -> Source:
             f"{source}: required a torch.nn.Module, or (module, args[, kwargs[, dynamic_shapes]]),"
             f" got {type(made).__name__}"
         )
-    module, args, kwargs, dynamic = (*parts, *(None,) * (4 - len(parts)))
+    four: tuple[Any, ...] = (*parts, *(None,) * (4 - len(parts)))
+    module, args, kwargs, dynamic = four
     args = args if isinstance(args, (tuple, list)) or args is None else (args,)
     if options.inputs:
         texts, dynamic = examples.from_texts(options.inputs)
@@ -212,7 +213,7 @@ def _with_weights(module: torch.nn.Module, options: Options) -> torch.nn.Module:
 
 def _open_timm(name: str, options: Options) -> Source:
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError(f"timm:{name} needs timm: pip install 'jaxinfer[timm]'") from error
     except RuntimeError as error:  # a torchvision wheel that does not fit the installed torch
