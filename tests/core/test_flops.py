@@ -175,7 +175,8 @@ def test_calls_are_followed(wrap):
 
 
 def test_shard_map_counts_all_devices():
-    mesh = jax.sharding.AbstractMesh((4,), ("i",))
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((4,), ("i",), axis_types=auto)
     spec = jax.sharding.PartitionSpec("i")
     share = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
     assert count(share, struct(8, 3)).flops == 4 * 2 * 2 * 2 * 3

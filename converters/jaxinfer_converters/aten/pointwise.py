@@ -24,6 +24,7 @@ from jaxinfer_converters.aten._common import (
     unary,
 )
 
+
 def _sinc(x: Array) -> Array:
     """sin(pi x) / (pi x), 1 at 0; NaN at infinity, which ``jnp.sinc`` gives as 0 from jax 0.11."""
     zero = x == 0
