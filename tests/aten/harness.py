@@ -136,33 +136,41 @@ def torch_outputs(op: str, case: Case) -> list[np.ndarray]:
     ]
 
 
-def rule_outputs(op: str, case: Case) -> list[np.ndarray]:
-    """Call the rule under jit, arrays traced; returns its arrays, flat, as numpy."""
+def rule_outputs(op: str, *cases: Case) -> list[list[np.ndarray]]:
+    """Call the rule on each case, all under one jit (one compilation), arrays traced.
+
+    Returns the rule's arrays for each case, flat, as numpy.
+    """
     rule = OPS[op]
-    leaves, tree = jax.tree.flatten(
-        (case.args, case.kwargs), is_leaf=lambda x: x is None or isinstance(x, DType)
-    )
-    traced = [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+    flat = [
+        jax.tree.flatten((c.args, c.kwargs), is_leaf=lambda x: x is None or isinstance(x, DType))
+        for c in cases
+    ]
 
     def run(arrays):
-        filled = iter(arrays)
-        values = [
-            next(filled)
-            if isinstance(leaf, np.ndarray)
-            else dtypes.canonical(leaf.name)
-            if isinstance(leaf, DType)
-            else leaf
-            for leaf in leaves
-        ]
-        args, kwargs = jax.tree.unflatten(tree, values)
-        if getattr(rule, "wants_context", False):
-            context = Context(Graph((), (), ()), {}, jax.random.key(0))
-            out = rule(context, *args, **kwargs)
-        else:
+        outputs = []
+        for (leaves, tree), given in zip(flat, arrays, strict=True):
+            filled = iter(given)
+            values = [
+                next(filled)
+                if isinstance(leaf, np.ndarray)
+                else dtypes.canonical(leaf.name)
+                if isinstance(leaf, DType)
+                else leaf
+                for leaf in leaves
+            ]
+            args, kwargs = jax.tree.unflatten(tree, values)
+            if getattr(rule, "wants_context", False):
+                args = (Context(Graph((), (), ()), {}, jax.random.key(0)), *args)
             out = rule(*args, **kwargs)
-        return list(out) if isinstance(out, (tuple, list)) else [out]
+            outputs.append(list(out) if isinstance(out, (tuple, list)) else [out])
+        return outputs
 
-    return [np.asarray(item) for item in jax.jit(run)([dtypes.narrow(a, op) for a in traced])]
+    traced = [
+        [dtypes.narrow(leaf, op) for leaf in leaves if isinstance(leaf, np.ndarray)]
+        for leaves, _ in flat
+    ]
+    return jax.tree.map(np.asarray, jax.jit(run)(traced))
 
 
 def compare(op: str, case: Case, want: list[np.ndarray], got: list[np.ndarray]) -> None:
