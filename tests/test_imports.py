@@ -104,3 +104,20 @@ def test_converting_without_torch_names_the_extra():
     status, _, errors = python("-c", code)
     assert status == 1
     assert "pip install 'jaxinfer[torch]'" in errors
+
+
+def test_from_torch_without_torch_names_the_extra():
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import jaxinfer as ji\n"
+        "ji.from_torch(None, ())\n"
+    )
+    status, _, errors = python("-c", code)
+    assert status == 1
+    assert "MissingExtraError: from_torch needs PyTorch" in errors
+    assert "pip install 'jaxinfer[torch]'" in errors
