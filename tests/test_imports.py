@@ -121,3 +121,10 @@ def test_from_torch_without_torch_names_the_extra():
     assert status == 1
     assert "MissingExtraError: from_torch needs PyTorch" in errors
     assert "pip install 'jaxinfer[torch]'" in errors
+
+
+def test_types_are_shipped_with_both_packages():
+    from importlib.resources import files
+
+    for package in ("jaxinfer", "jaxinfer_converters"):
+        assert files(package).joinpath("py.typed").is_file()

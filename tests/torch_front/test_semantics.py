@@ -353,3 +353,49 @@ def test_module_path_and_source_line_survive():
     assert nodes["aten.linear.default"].path == "inner.0"
     assert "test_semantics.py" in nodes["aten.sigmoid.default"].source
     assert "torch.sigmoid(x)" in nodes["aten.sigmoid.default"].source
+
+
+def test_to_nnx_nests_trains_and_keeps_buffers():
+    import optax
+    from flax import nnx
+
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1)
+    )
+    model = convert(randomize(module), torch.randn(8, 1, 4, 4), dynamic=({0: "batch"},))
+    converted = model.to_nnx()
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((32, 1, 4, 4)), jnp.float32)
+    np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
+    params = nnx.to_pure_dict(nnx.state(converted, nnx.Param))
+    assert set(params) == {"0", "1", "4"}
+    assert set(params["1"]) == {"weight", "bias"}  # the running statistics are no Param
+    target = x.sum((1, 2, 3))[:, None]
+    optimizer = nnx.Optimizer(converted, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(module, optimizer):
+        loss, grads = nnx.value_and_grad(lambda m: jnp.mean((m(x) - target) ** 2))(module)
+        optimizer.update(module, grads)
+        return loss
+
+    losses = [float(step(converted, optimizer)) for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+    graphdef, state = nnx.split(converted)
+    np.testing.assert_allclose(nnx.merge(graphdef, state)(x), converted(x), rtol=1e-5, atol=1e-6)
+
+
+def test_to_nnx_updates_changed_buffers():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(3))
+
+        def forward(self, x):
+            self.total.add_(x)
+            return self.total * 2
+
+    counter = convert(Counter(), torch.ones(3)).to_nnx()
+    counter(jnp.ones(3))
+    np.testing.assert_array_equal(counter(jnp.ones(3)), [4, 4, 4])
+    np.testing.assert_array_equal(counter.total[...], [2, 2, 2])
