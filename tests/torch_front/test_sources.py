@@ -72,6 +72,22 @@ def test_weights_that_the_class_does_not_have_are_errors_unless_it_is_named(tmp_
     assert "cls.seq_relationship.weight" in source.notes[0]
 
 
+def test_pickled_weights_and_weights_of_another_file(tmp_path):
+    module = small_bert(transformers.BertModel)
+    module.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(module.state_dict(), tmp_path / "pytorch_model.bin")
+    _, model = open_checked(tmp_path)
+    other = {name: tensor + 0.01 for name, tensor in module.state_dict().items()}
+    torch.save(other, tmp_path / "other.pth")
+    _, changed = open_checked(tmp_path, weights=str(tmp_path / "other.pth"))
+    name = "encoder.layer.0.output.dense.bias"
+    np.testing.assert_allclose(changed.params[name], model.params[name] + 0.01, atol=1e-6)
+    torch.save({"w": torch.ones(2)}, tmp_path / "wrong.pth")
+    with pytest.raises(CheckpointError, match="not the weights of BertModel"):
+        open_source(str(tmp_path), Options(weights=str(tmp_path / "wrong.pth")))
+
+
 def test_half_checkpoint_stays_half(tmp_path):
     small_bert(transformers.BertModel).to(torch.bfloat16).save_pretrained(tmp_path)
     _, model = open_checked(tmp_path)

@@ -22,7 +22,8 @@ import transformers
 from jaxinfer.core.errors import CheckpointError, ConversionError, listing
 from jaxinfer.core.frontend import Options, Source
 from jaxinfer.io.checkpoint import Checkpoint, open_checkpoint
-from jaxinfer_converters.torch.sources import module_source
+from jaxinfer_converters.torch.readers import READERS
+from jaxinfer_converters.torch.sources import fill, module_source
 
 Sizes = Mapping[str, Mapping[int, str]]
 
@@ -60,13 +61,20 @@ def open_checkpoint_directory(
         raise CheckpointError(f"{path}/config.json: {str(error).splitlines()[0]}") from error
     cls = _model_class(path, raw_config, config, options)
     weights = options.weights or str(path)
-    checkpoint = open_checkpoint(weights)
+    checkpoint = open_checkpoint(weights, readers=READERS)
     dtype = getattr(torch, options.dtype) if options.dtype else _float_dtype(config, checkpoint)
     with parameters_on_meta():
         module = cls(config).to(dtype).eval()
     notes: list[str] = []
     renamed, unread = _under_own_names(checkpoint, module, cls)
     load = lambda: _load(cls, path, config, dtype)[0]
+    if options.weights and renamed is None:
+        raise CheckpointError(
+            f"{options.weights}: these are not the weights of {cls.__name__} by their names; "
+            "put them in a directory with their own config.json"
+        )
+    if options.weights:
+        load = lambda: _filled(cls(config).to(dtype).eval(), renamed)
     if renamed is None:
         module, unread = _load(cls, path, config, dtype)
         notes.append(
@@ -94,6 +102,12 @@ def open_checkpoint_directory(
         notes=notes,
         fixed_kwargs=fixed,
     )
+
+
+def _filled(module: torch.nn.Module, checkpoint: Checkpoint | None) -> torch.nn.Module:
+    assert checkpoint is not None
+    fill(module, checkpoint)
+    return module
 
 
 def _model_class(path: pathlib.Path, raw: Mapping[str, Any], config: Any, options: Options) -> Any:

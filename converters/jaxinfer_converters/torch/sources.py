@@ -16,10 +16,12 @@ import torch
 from jaxinfer.core.errors import CheckpointError, ConversionError, MissingExtraError
 from jaxinfer.core.frontend import Options, Progress, Source
 from jaxinfer.core.model import Model
+from jaxinfer.io.checkpoint import Checkpoint, match, open_checkpoint
 from jaxinfer_converters.torch import examples
 from jaxinfer_converters.torch.convert import from_torch
 from jaxinfer_converters.torch.export import FIXED_SIZE
-from jaxinfer_converters.torch.readers import refuse_code
+from jaxinfer_converters.torch.readers import READERS, refuse_code
+from jaxinfer_converters.torch.weights import tied_names
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
@@ -187,16 +189,20 @@ def _joined(dynamic: tuple[Any, dict[str, Any]]) -> Any:
 
 
 def _with_weights(module: torch.nn.Module, options: Options) -> torch.nn.Module:
-    """Load ``--weights`` into the module (strictly), so that the reference has them too."""
+    """Bring the module to ``--dtype``, and load ``--weights`` into it (strictly)."""
     if options.dtype:
         module = module.to(getattr(torch, options.dtype))
-    if options.weights is None:
-        return module
-    from jaxinfer.io.checkpoint import match, open_checkpoint
-    from jaxinfer_converters.torch.readers import READERS
-    from jaxinfer_converters.torch.weights import tied_names
+    if options.weights is not None:
+        fill(module, open_checkpoint(options.weights, readers=READERS))
+    return module
 
-    checkpoint = open_checkpoint(options.weights, readers=READERS)
+
+def fill(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into a module, so that the reference has the weights too.
+
+    Raises:
+      CheckpointError: missing, unread and misshapen names, all of them.
+    """
     state = module.state_dict(keep_vars=True)
     tied = tied_names(dict(state), prefer=lambda name: name in checkpoint)
     wanted = {
@@ -208,7 +214,6 @@ def _with_weights(module: torch.nn.Module, options: Options) -> torch.nn.Module:
     with torch.no_grad():
         for name, (_, dtype) in wanted.items():
             state[name].copy_(examples.to_torch(checkpoint.read(name, dtype, report)))
-    return module
 
 
 def _open_timm(name: str, options: Options) -> Source:
