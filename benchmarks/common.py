@@ -16,20 +16,24 @@ import numpy as np
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def interleave(sides, *, repeats, warmup=3):
+def interleave(sides, *, repeats, block=5, pause=0.2):
     """Time several callables in turn; each must block until its result is there.
+
+    Sides take turns in blocks of ``block`` calls, after a pause and an untimed call: the thread
+    pools of two libraries, each spinning for its next piece of work, would otherwise be timed
+    (torch eager after every XLA call was 20 times slower than by itself on 2 cores).
 
     Returns milliseconds for each side: median, quartiles, minimum, and the number of calls.
     """
-    for call in sides.values():
-        for _ in range(warmup):
-            call()
     times = {name: [] for name in sides}
-    for _ in range(repeats):
+    for _ in range(max(1, repeats // block)):
         for name, call in sides.items():
-            start = time.perf_counter()
+            time.sleep(pause)
             call()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            for _ in range(block):
+                start = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - start) * 1e3)
     return {name: spread(values) for name, values in times.items()}
 
 
@@ -59,6 +63,7 @@ def environment():
         done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
+    changed = git("status", "--short", "--", ".", ":!benchmarks/results")
     packages = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "timm")
     device = jax.devices()[0]
     return {
@@ -67,7 +72,7 @@ def environment():
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages if version(name)},
-        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--short") else ""),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "command": "python " + " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "load_average": [round(x, 2) for x in os.getloadavg()],
@@ -87,7 +92,7 @@ def parser(description):
     """Return an argument parser with the options that all benchmarks take."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--out", type=pathlib.Path, help="JSON file (default: results/NAME.json)")
-    made.add_argument("--repeats", type=int, default=20)
+    made.add_argument("--repeats", type=int, default=25)
     return made
 
 
