@@ -150,6 +150,26 @@ def wav2vec2():
     return module, lambda batch: ((torch.randn(batch, 4000),), {}), ({0: "batch"},)
 
 
+def decoder(family, fixed_length=False, **changes):
+    """A small decoder of transformers' ``family``, without its cache."""
+
+    def build():
+        import transformers
+
+        config = getattr(transformers, f"{family}Config")(vocab_size=1000, **changes)
+        module = getattr(transformers, f"{family}ForCausalLM", None)
+        module = module or getattr(transformers, f"{family}LMHeadModel")
+        base = tokens("input_ids", length=16)
+        dynamic = {"input_ids": {0: "batch"}} if fixed_length else text_dynamic("input_ids")
+        return module(config).eval(), lambda b: ((), {**base(b)[1], "use_cache": False}), dynamic
+
+    return build
+
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
+
+
 def dlrm():
     def inputs(batch):
         generator = torch.Generator().manual_seed(batch)
@@ -177,6 +197,10 @@ ARCHITECTURES = {
     "Whisper": whisper,
     "CLIP": clip,
     "wav2vec2": wav2vec2,
+    "GPT-2": decoder("GPT2", n_embd=64, n_layer=2, n_head=4),
+    "Llama": decoder("Llama", **GROUPED),
+    "Mixtral": decoder("Mixtral", **GROUPED, num_local_experts=4),
+    "Mamba": decoder("Mamba", fixed_length=True, hidden_size=64, num_hidden_layers=2),
     "DLRM": dlrm,
     "LSTM policy": policy,
 }
