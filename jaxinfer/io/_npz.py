@@ -57,6 +57,8 @@ class NpzFile(Mapping[str, np.ndarray]):
                 for member in archive.infolist():
                     self._add(archive, member, faults)
         except _FAULTS as error:
+            if not self.path.exists():
+                raise CheckpointError(f"{self.path}: no such file") from error
             raise CheckpointError(f"{self.path} is not a .npz archive: {error}") from error
         if faults:
             raise CheckpointError(_json.report(f"{self.path} is damaged:", faults))

@@ -98,7 +98,7 @@ def test_data_dependence_names_the_line_and_what_to_do(module, line, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_flatten_linear_mismatch_names_the_layer_and_both_sizes():
+def test_flatten_linear_mismatch_names_the_layer_and_both_sizes(capfd):
     module = nn.Sequential(
         nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -108,8 +108,9 @@ def test_flatten_linear_mismatch_names_the_layer_and_both_sizes():
     with pytest.raises(ConversionError) as error:
         ji.from_torch(module, (torch.randn(1, 3, 224, 224),))
     text = str(error.value)
-    assert "layer '10' (Linear" in text
+    assert "layer '10' (Linear(in_features=256" in text
     assert "200,704 features and wants 256" in text
+    assert capfd.readouterr().err == ""
 
 
 def test_convolution_mismatch_names_the_channels():

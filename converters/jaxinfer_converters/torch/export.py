@@ -264,21 +264,26 @@ def _is_internal(file: str) -> bool:
     return file.startswith((_PACKAGE, _TORCH)) or file.startswith("<")
 
 
+_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch.export from printing whole graphs before an error that we explain.
+    """Keep torch.export from printing graphs and tracebacks before an error that we explain.
 
     What is written to stderr meanwhile is kept, and comes out if there is no error.
     """
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level, written = logger.level, io.StringIO()
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels, written = [logger.level for logger in loggers], io.StringIO()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.redirect_stderr(written):
             yield
         sys.stderr.write(written.getvalue())
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def short_file(file: str) -> str:
@@ -304,7 +309,7 @@ def failing_layer(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[
         handles.append(layer.register_forward_hook(lambda *_: stack.pop() and None))
     mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with _weights_on_cpu(module), mode, torch.no_grad():
+        with _weights_on_cpu(module), mode, torch.no_grad(), _quiet():
             fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
             module(*fake[0], **fake[1])
     except Exception as error:
@@ -318,12 +323,12 @@ def failing_layer(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[
 def _layer_text(entry: tuple[str, torch.nn.Module, tuple[Any, ...]], error: Exception) -> str:
     name, layer, inputs = entry
     shapes = [list(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
-    text = f"layer {name or '(the module itself)'!r} ({type(layer).__name__}"
+    title = f"layer {name or '(the module itself)'!r}"
     if isinstance(layer, torch.nn.Linear) and shapes:
         got, want = shapes[0][-1], layer.in_features
         if got != want:
             return (
-                f"{text}, {layer}) gets {got:,} features and wants {want:,}: its input is "
+                f"{title} ({layer}) gets {got:,} features and wants {want:,}: its input is "
                 f"{shapes[0]}. Give it in_features={got}, or reduce the features before it "
                 "(for example nn.AdaptiveAvgPool2d(1) before nn.Flatten)."
             )
@@ -333,9 +338,8 @@ def _layer_text(entry: tuple[str, torch.nn.Module, tuple[Any, ...]], error: Exce
         got = shapes[0][axis] if len(shapes[0]) >= -axis else None
         if got != channels:
             return (
-                f"{text}, {layer}) gets {got} channels and wants {channels}: its input is "
+                f"{title} ({layer}) gets {got} channels and wants {channels}: its input is "
                 f"{shapes[0]}."
             )
-    return (
-        f"{text}) fails on inputs of shape {shapes}: {type(error).__name__}: {_first_line(error)}"
-    )
+    kind, fault = type(layer).__name__, f"{type(error).__name__}: {_first_line(error)}"
+    return f"{title} ({kind}) fails on inputs of shape {shapes}: {fault}"
