@@ -218,7 +218,7 @@ def test_npz_faults_all_at_once(tmp_path):
 def test_npz_that_is_no_archive(tmp_path):
     (tmp_path / "w.npz").write_bytes(b"hello")
     assert "not a .npz archive" in fault(tmp_path / "w.npz")
-    assert "not a .npz archive" in fault(tmp_path / "none.npz")
+    assert "none.npz: no such file" in fault(tmp_path / "none.npz")
 
 
 def npz_bytes(tmp_path):
