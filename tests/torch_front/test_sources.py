@@ -240,6 +240,19 @@ def test_convert_verify_run_on_the_command_line(factory, tmp_path):
     np.testing.assert_array_equal(next(iter(np.load(outputs).values())), want)
 
 
+def test_weights_that_are_not_finite_are_in_the_summary(factory, tmp_path):
+    from safetensors.torch import save_file
+
+    weight = torch.ones(2, 12)
+    weight[0, 3] = float("nan")
+    save_file({"1.weight": weight, "1.bias": torch.zeros(2)}, tmp_path / "w.safetensors")
+    module = f"{factory}:whole"
+    out, weights = str(tmp_path / "out"), str(tmp_path / "w.safetensors")
+    done = CliRunner().invoke(main, ["convert", module, "-o", out, "--weights", weights])
+    assert done.exit_code == 0, done.output
+    assert "1.weight: 1 NaN of 24 values" in done.output
+
+
 def test_nothing_takes_the_source():
     with pytest.raises(ji.JaxinferError, match=r"(?s)cannot open.*checkpoint/.*timm:resnet50"):
         open_source("no_such_thing", Options())

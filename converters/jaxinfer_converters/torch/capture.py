@@ -66,8 +66,7 @@ def capture(program: ExportedProgram, forward: Callable[..., Any] | None = None)
       ConversionError: shapes that depend on data (all of them), or a kind of argument,
         output or dtype that has no picture here.
     """
-    reader = _Reader(program, forward)
-    return reader.read()
+    return _Reader(program, forward).read()
 
 
 class _Reader:
@@ -76,7 +75,7 @@ class _Reader:
         self.forward = forward
         self.rename: dict[str, str] = {}
         self.data_dependent: dict[str, str] = {}
-        self.constants: dict[str, str] = {}
+        self.unbacked: set[str] = set()
 
     def read(self) -> Captured:
         program, spec = self.program, self.program.graph_signature
@@ -107,9 +106,7 @@ class _Reader:
                     DATA_DEPENDENT_ADVICE,
                 )
             )
-        return Captured(
-            graph, self.signature, self._outputs(), state | self.constants, frozenset(persistent)
-        )
+        return Captured(graph, self.signature, self._outputs(), state, frozenset(persistent))
 
     def graph(
         self, module: GraphModule, inputs: Sequence[Input], results: Sequence[Result] | None
@@ -162,13 +159,11 @@ class _Reader:
             _module_path(node),
             _source_line(node),
         )
-        new = _unbacked(node.meta.get("val")) - self._known_unbacked
+        new = _unbacked(node.meta.get("val")) - self.unbacked
         if new:
-            self._known_unbacked |= new
+            self.unbacked |= new
             self.data_dependent[node.name] = f"{op} {made.where() or made.name}"
         return made
-
-    _known_unbacked: set[str] = set()  # noqa: RUF012  (replaced per reader in _signature)
 
     def value(self, item: Any, values: Mapping[FxNode, Any]) -> Any:
         if isinstance(item, FxNode):
@@ -204,7 +199,6 @@ class _Reader:
 
     def _signature(self, placeholders: Sequence[FxNode]) -> Signature:
         """Names, structures, leaves and ranges of the user's inputs."""
-        self._known_unbacked = set()
         in_spec = self.program.call_spec.in_spec
         if in_spec is None:
             raise ConversionError("the exported program does not say how it is called")

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from jaxinfer.core import dtypes
 from jaxinfer.core.arrays import from_torch_tensor, owned
 from jaxinfer.core.errors import ConversionError, listing
-from jaxinfer.io.checkpoint import Checkpoint, Report, match
+from jaxinfer.io.checkpoint import Checkpoint, Report, match, nonfinite
 from jaxinfer_converters.graph import Aval, Graph, refs
 from jaxinfer_converters.torch.capture import Captured
 from jaxinfer_converters.torch.export import is_placeholder
@@ -181,6 +181,8 @@ def _read(
             )
             return None
         array = from_torch_tensor(tensor)
+        if odd := nonfinite(name, array):
+            report.warnings.append(odd)
     try:
         return dtypes.narrow(array, name)
     except OverflowError as error:
