@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def randomize(module, seed=0):
 
 def in_order(value):
     """Flatten nested outputs in their own order (JAX would sort the keys of a dict)."""
-    if hasattr(value, "values"):
+    if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (tuple, list)):
         return [leaf for item in value for leaf in in_order(item)]

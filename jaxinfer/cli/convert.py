@@ -71,7 +71,7 @@ def _summary(model: Any, out: str, label: str, seconds: dict[str, float]) -> dic
 
     leaves = _describe.parameters(model)
     operators = _describe.operators(model)
-    kept = ("parity", "notes", "tied", "cast", "nonfinite", "unread_buffers")
+    kept = ("parity", "notes", "tied", "cast", "narrowed", "nonfinite", "unread_buffers")
     return {
         "source": label,
         "out": out,
@@ -139,6 +139,7 @@ def _changes(summary: dict[str, Any]) -> list[tuple[str, str]]:
     named = {
         "tied": [f"{alias} = {name}" for alias, name in tied.items()],
         "cast": cast,
+        "narrowed": list(summary.get("narrowed", ())),
         "NaN or inf": list(summary.get("nonfinite", ())),
         "not read": list(summary.get("unread_buffers", ())),
     }

@@ -219,6 +219,7 @@ def _dtype_problem(spec: LeafSpec, value: Any, strict: bool) -> str:
     want, got = dtypes.canonical(spec.dtype), np.dtype(value.dtype)
     if dtypes.kind(want) != dtypes.kind(got):
         return f"{spec}: got {got.name}"
-    if strict and dtypes.kind(want) != "integer" and want != got:
+    accepted = (want.name, spec.dtype)  # float64 for float64: narrowed as the model is
+    if strict and dtypes.kind(want) != "integer" and got.name not in accepted:
         return f"{spec}: got {got.name}; cast it first, for example x.astype({want.name!r})"
     return ""

@@ -104,10 +104,11 @@ torch.export.register_dataclass(Pair)
         (lambda a: {"z": a, "b": {"c": a}}, lambda o: list(o) == ["z", "b"] and "c" in o["b"]),
         (lambda a: Pair(a, a + 1), lambda o: o.second.shape == o.first.shape and len(o) == 2),
         (lambda a: Point(a, a + 1), lambda o: o.y.shape == o.x.shape and o._fields == ("x", "y")),
+        (lambda a: torch.sort(a), lambda o: o.values.shape == (3,)),
         (lambda a: torch.topk(a, 2), lambda o: o.values.shape == o.indices.shape == (2,)),
         (lambda a: (a, None, 3), lambda o: o[1] is None and o[2] == 3),
     ],
-    ids=["tuple-list", "dict", "dataclass", "namedtuple", "return-type", "fixed-values"],
+    ids=["tuple-list", "dict", "dataclass", "namedtuple", "sort", "topk", "fixed-values"],
 )
 def test_outputs_keep_the_modules_structure(build, check):
     model = convert(Lambda(build), torch.randn(3))
@@ -165,6 +166,35 @@ def test_batch_norm_in_training_returns_its_statistics():
     np.testing.assert_allclose(out, module(x).detach(), rtol=1e-4, atol=1e-5)
     for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
         np.testing.assert_allclose(state[name], module.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_instance_norm_in_training_returns_its_statistics():
+    module = nn.InstanceNorm2d(3, affine=True, track_running_stats=True).train()
+    x = torch.randn(4, 3, 5, 7)
+    model = ji.from_torch(module, (x,))
+    out, state = model(x)
+    np.testing.assert_allclose(out, module(x).detach(), rtol=1e-4, atol=1e-5)
+    for name in ("running_mean", "running_var"):
+        np.testing.assert_allclose(state[name], module.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_float64_models_say_that_they_are_narrowed():
+    x = torch.randn(3, dtype=torch.float64)
+    model = convert(Lambda(lambda x: x * 2), x)
+    np.testing.assert_allclose(model(x), x * 2, rtol=1e-6)
+    assert model(x).dtype == jnp.float32
+    assert model.provenance["narrowed"] == [
+        "1 values of float64 are computed in float32 (x64 is off)"
+    ]
+    with pytest.raises(ji.JaxinferError, match="got float16"):
+        model(np.zeros(3, np.float16))
+
+
+def test_inputs_of_dataclasses_and_plain_values():
+    pair = Pair(torch.randn(3), torch.randn(3))
+    fn = lambda pair, mode, n=None: pair.first - pair.second if mode == "minus" else None
+    module = Lambda(lambda pair, mode, n=None: fn(pair, mode, n))
+    assert_parity(convert(module, pair, "minus"), module, (pair, "minus"))
 
 
 def test_views_and_in_place_operations():

@@ -90,7 +90,26 @@ def _model(captured: Captured, state: State, source: Any, seconds: float) -> Mod
         "capture_seconds": round(seconds, 3),
         **state.notes,
     }
+    if narrowed := _narrowed(captured):
+        provenance["narrowed"] = narrowed
     return Model(program, state.params, provenance=provenance)
+
+
+def _narrowed(captured: Captured) -> list[str]:
+    """Return the 64-bit float dtypes of the model that are computed in 32 bits, with counts.
+
+    Integers are not named: nearly every model has int64 indices, and they are range-checked.
+    """
+    counts: dict[str, int] = {}
+    for node in captured.graph.walk():
+        for aval in node.avals:
+            if aval is not None and aval.dtype in ("float64", "complex128"):
+                counts[aval.dtype] = counts.get(aval.dtype, 0) + 1
+    return [
+        f"{count} values of {name} are computed in {dtypes.canonical(name).name} (x64 is off)"
+        for name, count in counts.items()
+        if dtypes.canonical(name).name != name
+    ]
 
 
 def _rehearse(captured: Captured) -> None:

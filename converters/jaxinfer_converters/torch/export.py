@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,21 +112,34 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     """Functionalize and decompose everything that has no rule, in one pass."""
     try:
         with torch.no_grad():
-            return program.run_decompositions(decomposition_table())
+            return program.run_decompositions(decomposition_table(_declined(program)))
     except Exception as error:
         raise ConversionError(
             f"torch could not decompose the exported program: {_first_line(error)}"
         ) from error
 
 
-def decomposition_table() -> Any:
-    """Return torch's decompositions without the operators that have a rule."""
+def _declined(program: ExportedProgram) -> set[str]:
+    """Return operators that a rule would take, but not as they are called here.
+
+    ``instance_norm`` in training mode writes to its running statistics without saying so in
+    its schema; taken apart, torch gives them back as new state.
+    """
+    found = set()
+    for node in program.graph.nodes:
+        if str(node.target) == "aten.instance_norm.default" and node.args[3] is not None:
+            found |= {str(node.target)} if node.args[5] else set()
+    return found
+
+
+def decomposition_table(declined: Collection[str] = ()) -> Any:
+    """Return torch's decompositions without the operators that have a rule (and take it)."""
     table = torch.export.default_decompositions()
     for op, decomposition in python_decompositions.items():
         if isinstance(op, torch._ops.OpOverload) and op not in table:
             table[op] = decomposition
     for op in list(table):
-        if str(op) in OPS:
+        if str(op) in OPS and str(op) not in declined:
             table.pop(op)
     return table
 
