@@ -16,24 +16,24 @@ import numpy as np
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def interleave(sides, *, repeats, block=5, pause=0.2):
+def interleave(sides, *, repeats, warmup=3):
     """Time several callables in turn; each must block until its result is there.
 
-    Sides take turns in blocks of ``block`` calls, after a pause and an untimed call: the thread
-    pools of two libraries, each spinning for its next piece of work, would otherwise be timed
-    (torch eager after every XLA call was 20 times slower than by itself on 2 cores).
+    Run it on a quiet machine: torch's two threads wait for each other, so that one other busy
+    process slows torch eager many times over (5.5 to 475 ms for MiniLM at 1 x 16 on 2 cores),
+    and XLA much less. The load average is in the results for that reason.
 
     Returns milliseconds for each side: median, quartiles, minimum, and the number of calls.
     """
-    times = {name: [] for name in sides}
-    for _ in range(max(1, repeats // block)):
-        for name, call in sides.items():
-            time.sleep(pause)
+    for call in sides.values():
+        for _ in range(warmup):
             call()
-            for _ in range(block):
-                start = time.perf_counter()
-                call()
-                times[name].append((time.perf_counter() - start) * 1e3)
+    times = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e3)
     return {name: spread(values) for name, values in times.items()}
 
 
