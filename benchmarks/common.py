@@ -16,24 +16,27 @@ import numpy as np
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def interleave(sides, *, repeats, warmup=3):
+def interleave(sides, *, repeats, block=5):
     """Time several callables in turn; each must block until its result is there.
 
-    Run it on a quiet machine: torch's two threads wait for each other, so that one other busy
+    Sides take turns in blocks of ``block`` calls after an untimed one: a steady state has its
+    weights in the caches, which the other side's call has emptied (ResNet-50 at batch 1 in
+    torch eager on 2 cores: 34 ms in blocks, 45 ms call by call).
+
+    Run it on a quiet machine: torch's threads wait for each other, so that one other busy
     process slows torch eager many times over (5.5 to 475 ms for MiniLM at 1 x 16 on 2 cores),
     and XLA much less. The load average is in the results for that reason.
 
     Returns milliseconds for each side: median, quartiles, minimum, and the number of calls.
     """
-    for call in sides.values():
-        for _ in range(warmup):
-            call()
     times = {name: [] for name in sides}
-    for _ in range(repeats):
+    for _ in range(max(1, repeats // block)):
         for name, call in sides.items():
-            start = time.perf_counter()
             call()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            for _ in range(block):
+                start = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - start) * 1e3)
     return {name: spread(values) for name, values in times.items()}
 
 
