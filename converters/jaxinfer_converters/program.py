@@ -59,7 +59,7 @@ class Context:
         values = dict(
             zip((i.name for i in self.graph.subgraphs[sub.name].inputs), operands, strict=True)
         )
-        return run_graph(self.graph.subgraphs[sub.name], values, self.sizes, key, check=False)
+        return run_graph(self.graph.subgraphs[sub.name], values, self.sizes, key)
 
     def aval(self, index: int = 0) -> Aval | None:
         """Return what torch recorded for the node's result."""
@@ -72,8 +72,6 @@ def run_graph(
     values: dict[str, Any],
     sizes: Mapping[str, int],
     rng_key: Any = None,
-    *,
-    check: bool = True,
 ) -> list[Any]:
     """Evaluate a graph's nodes in order; returns its results.
 
@@ -83,13 +81,13 @@ def run_graph(
     last = graph.last_uses
     for index, node in enumerate(graph.nodes):
         context = Context(graph, sizes, rng_key, node, index)
-        env[node.name] = _run_node(node, env, context, check)
+        env[node.name] = _run_node(node, env, context)
         for name in last.get(node.name, ()):
             env.pop(name, None)
     return [_value(result.value, env) for result in graph.results]
 
 
-def _run_node(node: Node, env: Mapping[str, Any], context: Context, check: bool) -> Any:
+def _run_node(node: Node, env: Mapping[str, Any], context: Context) -> Any:
     rule = OPS.get(node.op)
     if rule is None:
         raise MissingRulesError(f"{node.op}: no rule ({node.where()})")
@@ -106,8 +104,7 @@ def _run_node(node: Node, env: Mapping[str, Any], context: Context, check: bool)
         raise
     except Exception as error:
         raise LoweringError(_explain(node, args, f"{type(error).__name__}: {error}")) from error
-    if check:
-        _check(node, args, out, context.sizes)
+    _check(node, args, out, context.sizes)
     return out
 
 

@@ -75,7 +75,7 @@ class Model:
             lambda run, rewrite: rewrite.apply(run), self.rewrites, self.program.run
         )
 
-    @property
+    @functools.cached_property
     def apply(self) -> Callable[..., Any]:
         """The pure function ``apply(params, *inputs, rng_key=None, **named_inputs)``.
 

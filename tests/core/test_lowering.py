@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer import from_function
 from jaxinfer.core.errors import MissingRulesError
 from jaxinfer.core.model import Model
 from jaxinfer.core.signature import LeafSpec, Signature
@@ -126,3 +128,17 @@ def test_constants_that_are_missing():
     program = GraphProgram(Graph(inputs, (add,), (Result("output", Ref("y")),)), signature, LEAF)
     with pytest.raises(ValueError, match="constants missing from the artefact: table"):
         GraphProgram.from_json(program.to_json(), {}, lambda name: b"")
+
+
+def test_apply_is_one_function_so_that_jit_keeps_its_trace():
+    traces = []
+
+    def fn(params, x):
+        traces.append(x.shape)
+        return x * params
+
+    made = from_function(fn, jnp.float32(2))
+    for _ in range(3):
+        jax.jit(made.apply)(made.params, jnp.ones(3))
+    assert traces == [(3,)]
+    assert made.replace(provenance={}).apply is not made.apply

@@ -53,6 +53,7 @@ def timm_model(name):
 
         return timm.create_model(name).eval(), images, ({0: "batch"},)
 
+    build.needs_timm = True
     return build
 
 

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.filterwarnings("default")  # the model packages warn about their own future
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_parity_at_two_batch_sizes(name, timm):
+def test_parity_at_two_batch_sizes(name, request):
+    if hasattr(ARCHITECTURES[name], "needs_timm"):
+        request.getfixturevalue("timm")
     torch.manual_seed(0)
     module, inputs, dynamic = ARCHITECTURES[name]()
     randomize(module)

@@ -131,16 +131,17 @@ def test_nested_inputs_by_position_and_by_name():
     assert [leaf.path for leaf in model.inputs] == ["batch.ids", "scale.0", "scale.1", "shift"]
 
 
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(3))
+
+    def forward(self, x):
+        self.total.add_(x)
+        return self.total * 2
+
+
 def test_mutated_buffers_come_back_as_new_state():
-    class Counter(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("total", torch.zeros(3))
-
-        def forward(self, x):
-            self.total.add_(x)
-            return self.total * 2
-
     model = convert(Counter(), torch.ones(3))
     x = jnp.arange(3.0)
     out, state = model(x)
@@ -416,15 +417,6 @@ def test_to_nnx_nests_trains_and_keeps_buffers():
 
 
 def test_to_nnx_updates_changed_buffers():
-    class Counter(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("total", torch.zeros(3))
-
-        def forward(self, x):
-            self.total.add_(x)
-            return self.total * 2
-
     counter = convert(Counter(), torch.ones(3)).to_nnx()
     counter(jnp.ones(3))
     np.testing.assert_array_equal(counter(jnp.ones(3)), [4, 4, 4])

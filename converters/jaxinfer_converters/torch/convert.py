@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from jaxinfer import __version__
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import ConversionError
+from jaxinfer.core.frontend import Progress
 from jaxinfer.core.model import Model
 from jaxinfer.io.checkpoint import Checkpoint, open_checkpoint
 from jaxinfer_converters.graph import Aval
@@ -27,7 +28,7 @@ from jaxinfer_converters.program import GraphProgram
 from jaxinfer_converters.torch.capture import Captured, capture
 from jaxinfer_converters.torch.export import decompose, export
 from jaxinfer_converters.torch.readers import READERS
-from jaxinfer_converters.torch.weights import Progress, State, collect, tensors_of
+from jaxinfer_converters.torch.weights import State, collect, tensors_of
 
 
 def from_torch(
@@ -38,7 +39,6 @@ def from_torch(
     *,
     weights: Any = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Model:
     """Convert a PyTorch module to a pure function and its parameters.
 
@@ -71,7 +71,7 @@ def from_torch(
     seconds = time.perf_counter() - started
     tensors = tensors_of(program, owner)
     checkpoint = _checkpoint(weights)
-    state = collect(captured, tensors, checkpoint, progress=progress, **options)
+    state = collect(captured, tensors, checkpoint, progress=progress)
     return _model(captured, state, module, seconds)
 
 

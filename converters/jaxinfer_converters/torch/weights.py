@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from jaxinfer.core import dtypes
 from jaxinfer.core.arrays import from_torch_tensor, owned
 from jaxinfer.core.errors import ConversionError, listing
+from jaxinfer.core.frontend import Progress
 from jaxinfer.io.checkpoint import Checkpoint, Report, match, nonfinite
 from jaxinfer_converters.graph import Aval, Graph, refs
 from jaxinfer_converters.torch.capture import Captured
@@ -25,8 +26,6 @@ from jaxinfer_converters.torch.export import is_placeholder
 
 INLINE_LIMIT = 1 << 20
 """Bytes up to which a tensor that is not in the state_dict is a constant of the function."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,6 @@ def collect(
     tensors: Mapping[str, torch.Tensor],
     checkpoint: Checkpoint | None,
     *,
-    ignore: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
 ) -> State:
     """Read every tensor that the graph needs.
@@ -92,7 +90,6 @@ def collect(
       captured: the program.
       tensors: tensors by name; placeholders (meta, fake) need the checkpoint.
       checkpoint: where parameters and persistent buffers come from, if given.
-      ignore: names in the checkpoint that are known not to belong to the model.
       progress: called as ``progress(name, done, total)``.
 
     Raises:
@@ -127,7 +124,7 @@ def collect(
         }
         specs = {name: _spec(inputs[name].aval) for name in stored}
         also = {*tied, *unread, *(n for n in tensors if n not in captured.state)}
-        extra_ok = [name for name in checkpoint if name in also or ignore(name)]
+        extra_ok = [name for name in checkpoint if name in also]
         report = match(checkpoint, specs, allow_unread=extra_ok)
     params: dict[str, Any] = {}
     constants: dict[str, np.ndarray] = {}
