@@ -20,6 +20,8 @@ def from_torch(
     dynamic_shapes: Any = None,
     *,
     weights: Any = None,
+    layout: str = "NCHW",
+    scan_layers: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Convert a PyTorch module (or ``torch.export.ExportedProgram``) to a Model.
@@ -38,6 +40,10 @@ def from_torch(
         every axis as dynamic as the module allows.
       weights: a weight file or checkpoint directory to read parameters from, instead of the
         module: leaf by leaf, torch holds none of them.
+      layout: of images at the interface: ``"NCHW"`` (torch's) or ``"NHWC"``. Inside,
+        convolutions run channels-last either way; ``"keep"`` leaves every layout as it was.
+      scan_layers: run repeated blocks in one ``lax.scan`` over stacked parameters, to cut
+        compile time.
       progress: called as ``progress(leaf name, done, total)``.
 
     Returns:
@@ -55,7 +61,14 @@ def from_torch(
         y = model(x)
     """
     return _torch_front_end().convert(
-        module, example_args, example_kwargs, dynamic_shapes, weights=weights, progress=progress
+        module,
+        example_args,
+        example_kwargs,
+        dynamic_shapes,
+        weights=weights,
+        layout=layout,
+        scan_layers=scan_layers,
+        progress=progress,
     )
 
 

@@ -55,12 +55,36 @@ class Aval:
 @dataclasses.dataclass(frozen=True)
 class Input:
     """A graph input: a parameter, buffer or constant (``target``: its name), or the leaf of
-    the user's inputs with number ``target``."""
+    the user's inputs with number ``target``.
+
+    Attributes:
+      aval: shape and dtype as the graph reads it, and as it is stored.
+      perm: the order in which the checkpoint's axes are stored (a convolution kernel that was
+        transposed once, at conversion); empty: as they are.
+      parts: the checkpoint's names whose tensors are stored stacked along a new first axis
+        (repeated layers); empty: ``target`` alone.
+    """
 
     name: str
     kind: str
     target: str
     aval: Aval | None = None
+    perm: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The checkpoint's names that this input is made of."""
+        return self.parts or (self.target,)
+
+    def source_aval(self) -> Aval | None:
+        """Return what each of ``sources`` is in the checkpoint, before ``perm``."""
+        if self.aval is None or not (self.perm or self.parts):
+            return self.aval
+        shape = self.aval.shape[1:] if self.parts else self.aval.shape
+        if self.perm:
+            shape = tuple(shape[self.perm.index(axis)] for axis in range(len(shape)))
+        return Aval(shape, self.aval.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +175,7 @@ class Graph:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object (finite numbers only; see ``encode``)."""
         return {
-            "inputs": [
-                [i.name, i.kind, i.target, None if i.aval is None else _aval_json(i.aval)]
-                for i in self.inputs
-            ],
+            "inputs": [_input_json(item) for item in self.inputs],
             "nodes": [_node_json(node) for node in self.nodes],
             "results": [[r.kind, encode(r.value), r.target] for r in self.results],
             "subgraphs": {name: graph.to_json() for name, graph in self.subgraphs.items()},
@@ -168,10 +189,7 @@ class Graph:
           ValueError, KeyError, TypeError: the data is not what ``to_json`` writes.
         """
         graph = cls(
-            tuple(
-                Input(name, kind, target, None if aval is None else _aval(aval))
-                for name, kind, target, aval in data["inputs"]
-            ),
+            tuple(_input(item) for item in data["inputs"]),
             tuple(_node(item) for item in data["nodes"]),
             tuple(Result(kind, decode(value), target) for kind, value, target in data["results"]),
             {name: cls.from_json(item) for name, item in data["subgraphs"].items()},
@@ -248,6 +266,31 @@ def _aval_json(aval: Aval) -> list[Any]:
 def _aval(data: Sequence[Any]) -> Aval:
     dtypes.dtype_of(data[1])
     return Aval(tuple(data[0]), data[1])
+
+
+def _input_json(item: Input) -> list[Any]:
+    data: list[Any] = [item.name, item.kind, item.target]
+    data.append(None if item.aval is None else _aval_json(item.aval))
+    if item.perm or item.parts:
+        data.append({"perm": list(item.perm), "parts": list(item.parts)})
+    return data
+
+
+def _input(data: Sequence[Any]) -> Input:
+    name, kind, target, aval, *stored = data
+    how = stored[0] if stored else {"perm": (), "parts": ()}
+    item = Input(
+        str(name),
+        str(kind),
+        str(target),
+        None if aval is None else _aval(aval),
+        tuple(int(axis) for axis in how["perm"]),
+        tuple(str(part) for part in how["parts"]),
+    )
+    rank = 0 if item.aval is None else len(item.aval.shape) - bool(item.parts)
+    if item.perm and sorted(item.perm) != list(range(rank)):
+        raise ValueError(f"{name}: perm {list(item.perm)} is no order of {rank} axes")
+    return item
 
 
 def _node_json(node: Node) -> dict[str, Any]:

@@ -7,7 +7,9 @@ would wrap is an error.
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,10 +72,22 @@ def owned(array: np.ndarray) -> jax.Array:
     JAX on CPU takes over aligned numpy memory without a copy (even with ``may_alias=False``,
     jax 0.10.1), and copies unaligned memory; an aligned buffer of our own is copied once.
     """
-    padded = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
-    start = -padded.ctypes.data % _ALIGNMENT
-    buffer = padded[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    buffer = aligned(array.shape, array.dtype)
     np.copyto(buffer, array)
+    return hand_over(buffer)
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Return an uninitialized array that JAX on CPU can take over without a copy."""
+    dtype = np.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    padded = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -padded.ctypes.data % _ALIGNMENT
+    return padded[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def hand_over(buffer: np.ndarray) -> jax.Array:
+    """Return ``buffer`` as a JAX array; the caller must not write to it again."""
     return jax.device_put(buffer).block_until_ready()
 
 

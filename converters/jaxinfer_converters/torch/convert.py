@@ -25,6 +25,7 @@ from jaxinfer.io.checkpoint import Checkpoint, open_checkpoint
 from jaxinfer_converters.graph import Aval
 from jaxinfer_converters.preflight import missing_rules
 from jaxinfer_converters.program import GraphProgram
+from jaxinfer_converters.torch.arrange import arrange
 from jaxinfer_converters.torch.capture import Captured, capture
 from jaxinfer_converters.torch.export import decompose, export
 from jaxinfer_converters.torch.readers import READERS
@@ -38,6 +39,8 @@ def from_torch(
     dynamic_shapes: Any = None,
     *,
     weights: Any = None,
+    layout: str = "NCHW",
+    scan_layers: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Convert a PyTorch module to a pure function and its parameters.
@@ -67,6 +70,7 @@ def from_torch(
         decomposed = decompose(program)
         captured = capture(decomposed, forward)
     missing_rules(captured.graph)
+    captured = arrange(captured, layout=layout, scan_layers=scan_layers)
     _rehearse(captured)
     seconds = time.perf_counter() - started
     tensors = tensors_of(program, owner)

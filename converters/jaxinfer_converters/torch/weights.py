@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
 from jaxinfer.core import dtypes
-from jaxinfer.core.arrays import from_torch_tensor, owned
+from jaxinfer.core.arrays import aligned, from_torch_tensor, hand_over, owned
 from jaxinfer.core.errors import ConversionError, listing
 from jaxinfer.core.frontend import Progress
 from jaxinfer.io.checkpoint import Checkpoint, Report, match, nonfinite
-from jaxinfer_converters.graph import Aval, Graph, refs
+from jaxinfer_converters.graph import Aval, Graph, Input, refs
 from jaxinfer_converters.torch.capture import Captured
 from jaxinfer_converters.torch.export import is_placeholder
 
@@ -98,7 +98,12 @@ def collect(
     """
     read = {name for node in captured.graph.nodes for name in refs((node.args, node.kwargs))}
     read |= {r.value.name for r in captured.graph.results if hasattr(r.value, "name")}
-    inputs = {i.target: i for i in captured.graph.inputs if i.kind != "input"}
+    homes = {
+        part: _Home(item, place if item.parts else None)
+        for item in captured.graph.inputs
+        if item.kind != "input"
+        for place, part in enumerate(item.sources)
+    }
     tied = tied_names(
         {name: t for name, t in tensors.items() if captured.state.get(name) == "parameter"},
         prefer=(lambda name: name in checkpoint) if checkpoint is not None else lambda name: True,
@@ -106,7 +111,7 @@ def collect(
     unread = [
         name
         for name, kind in captured.state.items()
-        if kind != "parameter" and inputs[name].name not in read
+        if kind != "parameter" and homes[name].item.name not in read
     ]
     wanted = [n for n in captured.state if n not in unread and n not in tied]
     notes: dict[str, Any] = {}
@@ -122,23 +127,37 @@ def collect(
             for name in wanted
             if captured.state[name] == "parameter" or name in captured.persistent
         }
-        specs = {name: _spec(inputs[name].aval) for name in stored}
+        specs = {name: _spec(homes[name].item.source_aval()) for name in stored}
         also = {*tied, *unread, *(n for n in tensors if n not in captured.state)}
         extra_ok = [name for name in checkpoint if name in also]
         report = match(checkpoint, specs, allow_unread=extra_ok)
     params: dict[str, Any] = {}
     constants: dict[str, np.ndarray] = {}
+    stacks: dict[str, tuple[np.ndarray, set[str]]] = {}
     problems: list[str] = []
     for done, name in enumerate(wanted):
         if progress is not None:
             progress(name, done, len(wanted))
         source = checkpoint if name in stored else None
-        value = _read(name, source, tensors, inputs[name].aval, report, problems)
+        item, place = homes[name]
+        value = _read(name, source, tensors, item.source_aval(), report, problems)
         if value is None:
             continue
         small = value.nbytes <= INLINE_LIMIT
-        if name not in captured.persistent and captured.state[name] != "parameter" and small:
-            constants[name] = np.array(value)
+        if item.perm:
+            value = value.transpose(item.perm)
+        if place is not None:
+            params.setdefault(item.target)  # in the order of the first part
+            shape = (len(item.parts), *value.shape)
+            stack, left = stacks.get(item.target) or (aligned(shape, value.dtype), {*item.parts})
+            stack[place] = value
+            left.discard(name)
+            stacks[item.target] = stack, left
+            if not left:
+                params[item.target] = hand_over(stacks.pop(item.target)[0])
+            del stack
+        elif name not in captured.persistent and captured.state[name] != "parameter" and small:
+            constants[name] = np.array(value, order="C")
         else:
             params[name] = owned(value)  # torch may go on writing to its own
         del value
@@ -151,6 +170,13 @@ def collect(
     if problems:
         raise ConversionError(listing("tensors that cannot be converted:", problems))
     return State(params, constants, _point(captured.graph, tied, constants, set(unread)), notes)
+
+
+class _Home(NamedTuple):
+    """The graph input that a tensor of the checkpoint goes to, and its place in a stack."""
+
+    item: Input
+    place: int | None
 
 
 def _spec(aval: Aval | None) -> tuple[tuple[int, ...], str]:
