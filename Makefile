@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TESTS := tests jaxinfer converters/jaxinfer_converters --doctest-modules
 PYTEST := $(BIN)/python -m pytest $(TESTS) -q -n $(WORKERS)
 
-.PHONY: help demo test test-slow lint format coverage clean
+.PHONY: help demo test test-slow lint format coverage line-coverage clean
 
 help:
 	@echo "make demo       convert a real model, compare it with torch, run it without torch"
@@ -17,7 +17,8 @@ help:
 	@echo "make test-slow  the tests on whole architectures"
 	@echo "make lint       format, lint and types"
 	@echo "make format     rewrite the files as lint wants them"
-	@echo "make coverage   the fast tests, with line and branch coverage"
+	@echo "make coverage   how much of others' suites converts, into docs/coverage.md (hours)"
+	@echo "make line-coverage  the fast tests, with line and branch coverage"
 	@echo "make clean      remove .venv, caches and outputs"
 
 demo: $(VENV)/.demo
@@ -41,7 +42,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# One suite, or part of it: make coverage SUITE="--suite op_db --failed"
 coverage: $(VENV)/.dev $(VENV)/vision/.done
+	$(BIN)/python -m benchmarks.coverage --workers $(WORKERS) $(SUITE)
+
+line-coverage: $(VENV)/.dev $(VENV)/vision/.done
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 clean:
