@@ -17,6 +17,8 @@ from torch.export.graph_signature import (
     ConstantArgument,
     InputKind,
     OutputKind,
+    SymBoolArgument,
+    SymFloatArgument,
     SymIntArgument,
     TensorArgument,
 )
@@ -28,11 +30,13 @@ from jaxinfer.core.errors import ConversionError, listing
 from jaxinfer.core.signature import LeafSpec, Signature
 from jaxinfer.core.structure import LEAF, Structure
 from jaxinfer_converters.graph import Aval, DType, Graph, Input, Node, Ref, Result, Sub
+from jaxinfer_converters.torch.caches import describes_object, object_structure
 from jaxinfer_converters.torch.export import DATA_DEPENDENT_ADVICE, short_file
 
 DROPPED_KWARGS = frozenset(
     ("layout", "device", "pin_memory", "memory_format", "generator", "non_blocking")
 )
+_NUMBERS = (SymIntArgument, SymFloatArgument, SymBoolArgument)
 _INPUT_KINDS = {
     InputKind.PARAMETER: "parameter",
     InputKind.BUFFER: "buffer",
@@ -56,23 +60,35 @@ class Captured:
     persistent: frozenset[str]
 
 
-def capture(program: ExportedProgram, forward: Callable[..., Any] | None = None) -> Captured:
-    """Read an exported, decomposed program.
+def capture(
+    program: ExportedProgram,
+    forward: Callable[..., Any] | None = None,
+    writes: Mapping[FxNode, Sequence[FxNode]] | None = None,
+) -> Captured:
+    """Read an exported program, decomposed or (``functional.as_it_stands``) in no need of it.
 
     Args:
       forward: the module's forward, for the names of positional arguments.
+      writes: calls in place that become functional, with the nodes whose value they replace.
 
     Raises:
       ConversionError: shapes that depend on data (all of them), or a kind of argument,
         output or dtype that has no picture here.
     """
-    return _Reader(program, forward).read()
+    return _Reader(program, forward, writes or {}).read()
 
 
 class _Reader:
-    def __init__(self, program: ExportedProgram, forward: Callable[..., Any] | None):
+    def __init__(
+        self,
+        program: ExportedProgram,
+        forward: Callable[..., Any] | None,
+        writes: Mapping[FxNode, Sequence[FxNode]],
+    ):
         self.program = program
         self.forward = forward
+        self.writes = writes
+        self.replaced: dict[str, str] = {}  # values that were written to, and their last name
         self.rename: dict[str, str] = {}
         self.data_dependent: dict[str, str] = {}
         self.unbacked: set[str] = set()
@@ -97,7 +113,7 @@ class _Reader:
             if kind == "buffer" and entry.persistent:
                 persistent.add(entry.target)
             inputs.append(Input(node.name, kind, entry.target, aval))
-        graph = self.graph(program.graph_module, inputs, self._results())
+        graph = self.graph(program.graph_module, inputs, self._results)
         if self.data_dependent:
             raise ConversionError(
                 listing(
@@ -109,9 +125,14 @@ class _Reader:
         return Captured(graph, self.signature, self._outputs(), state, frozenset(persistent))
 
     def graph(
-        self, module: GraphModule, inputs: Sequence[Input], results: Sequence[Result] | None
+        self,
+        module: GraphModule,
+        inputs: Sequence[Input],
+        results: Callable[[], list[Result]] | None,
     ) -> Graph:
         """Read the nodes of a module; ``results`` None reads them from its output node."""
+        found: list[Result] = []
+        live = _live(module)
         nodes: list[Node] = []
         subgraphs: dict[str, Graph] = {}
         values: dict[FxNode, Any] = {}
@@ -126,13 +147,17 @@ class _Reader:
                     subgraphs[node.target] = self.subgraph(attribute)
                 else:
                     raise ConversionError(f"{node.name}: attribute {node.target!r} is not lifted")
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node in live:
                 values[node] = Ref(node.name)
                 nodes.append(self.node(node, values))
+                for old in self.writes.get(node, ()):
+                    values[old] = Ref(node.name)
+                    self.replaced[old.name] = node.name
             elif node.op == "output" and results is None:
                 flat = node.args[0] if isinstance(node.args[0], (tuple, list)) else [node.args[0]]
-                results = [Result("output", self.value(item, values)) for item in flat]
-        graph = Graph(tuple(inputs), tuple(nodes), tuple(results or ()), subgraphs)
+                found = [Result("output", self.value(item, values)) for item in flat]
+        found = found if results is None else results()
+        graph = Graph(tuple(inputs), tuple(nodes), tuple(found), subgraphs)
         graph.verify()
         return graph
 
@@ -144,7 +169,7 @@ class _Reader:
         return self.graph(module, inputs, None)
 
     def node(self, node: FxNode, values: Mapping[FxNode, Any]) -> Node:
-        op = op_name(node.target)
+        op = functional_name(node.target) if node in self.writes else op_name(node.target)
         kwargs = {
             key: self.value(item, values)
             for key, item in node.kwargs.items()
@@ -284,8 +309,9 @@ class _Reader:
             arg = spec.arg
             if isinstance(arg, ConstantArgument):
                 value: Any = arg.value
-            elif isinstance(arg, (TensorArgument, SymIntArgument)):
-                value = Ref(arg.name)
+            elif isinstance(arg, (TensorArgument, *_NUMBERS)):
+                # a number read from data comes back as an array without axes
+                value = Ref(self.replaced.get(arg.name, arg.name))
             else:
                 raise ConversionError(f"an output of kind {type(arg).__name__} has no rule")
             if spec.kind == OutputKind.USER_OUTPUT:
@@ -363,6 +389,8 @@ def structure(spec: pytree.TreeSpec) -> Structure:
         return Structure("namedtuple", children, tuple(context._fields), context.__name__)
     if kind.__module__ == "torch.return_types":  # torch.topk(...) and the like
         return Structure("namedtuple", children, tuple(kind.__match_args__), kind.__name__)
+    if describes_object(context):  # a cache, as transformers' exporters flatten it
+        return object_structure(context)
     if isinstance(context, (list, tuple)):
         keys = _field_names(kind, context, len(children))
         if keys is not None:
@@ -390,6 +418,26 @@ def op_name(target: Any) -> str:
     module = getattr(target, "__module__", "") or ""
     module = {"_operator": "operator"}.get(module, module.split(".")[0])
     return f"{module}.{target.__name__}"
+
+
+def functional_name(target: Any) -> str:
+    """Return the name of an in-place operator's functional form.
+
+    >>> functional_name(torch.ops.aten.add_.Tensor)
+    'aten.add.Tensor'
+    """
+    namespace, name, overload = op_name(target).split(".")
+    return f"{namespace}.{name.removesuffix('_')}.{overload}"
+
+
+def _live(module: GraphModule) -> set[FxNode]:
+    """Return the nodes whose value reaches an output, or whose call has an effect (or no value)."""
+    live: set[FxNode] = set()
+    for node in reversed(module.graph.nodes):
+        effect = node.op != "call_function" or node.is_impure() or node.meta.get("val") is None
+        if effect or not live.isdisjoint(node.users):
+            live.add(node)
+    return live
 
 
 def dtype_name(dtype: torch.dtype) -> str:
