@@ -34,6 +34,8 @@ INDEX = [
     case(rand(4, dtype="bfloat16"), [i(-1, 0)]),
 ]
 MASK = rand(5, 7, dtype="bool")
+FIVE = np.array([True, False, True, True, False])
+SEVEN = np.array([True, True, False, True, False, False, False])
 PUT = [
     case(X, [i(0, -1)], rand(2, 7, 3)),
     case(X, [None, i(6, -5)], rand(3)),
@@ -57,6 +59,14 @@ PUT = [
     case(X, [None, rand(7, 3, dtype="bool")], rand(1, int(rand(7, 3, dtype="bool").sum()))),
     case(X, [None, None, np.array([True, False, True])], rand(7, 2)),
     case(rand(4, dtype="bool"), [rand(4, dtype="bool", seed=1)], np.array(True), True),
+    # masks beside other indices
+    case(X, [MASK, i([2])], rand()),
+    case(X, [MASK, i([-1])], rand(int(MASK.sum())), True),
+    case(X, [MASK, np.arange(int(MASK.sum())) % 3], rand(int(MASK.sum()))),
+    case(X, [FIVE, None, np.arange(int(FIVE.sum())) % 3], rand(int(FIVE.sum()), 7)),
+    case(X, [FIVE, None, i([0])], rand(7)),
+    case(X, [FIVE, i([[0], [1]])], rand(2, int(FIVE.sum()), 3)),
+    case(X, [FIVE, SEVEN], rand(3), True),
 ]
 GATHER = [
     case(X, 1, rand(5, 2, 3, dtype="int64", low=0, high=7)),

@@ -58,3 +58,8 @@ def test_strides_and_parts_of_empty_arrays():
     assert [OPS["aten.sym_stride.int"](jnp.ones((2, 0, 3)), d) for d in range(3)] == [3, 3, 1]
     empty = OPS["aten.view_as_complex.default"](jnp.ones((3, 0, 2)))
     assert (empty.shape, empty.dtype.name) == ((3, 0), "complex64")
+
+
+def test_a_choice_by_data_is_a_where():
+    choose = jax.jit(lambda b: OPS["torch.sym_ite"](b, 1, 0))
+    assert (int(choose(True)), int(choose(False))) == (1, 0)

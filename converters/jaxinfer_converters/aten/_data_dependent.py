@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+import jax.numpy as jnp
+
+from jaxinfer.core import dtypes
 from jaxinfer_converters.aten._common import rule
 
 
@@ -19,10 +22,22 @@ def refuse(what: str, instead: str) -> NoReturn:
 
 
 def data_dependent(*names: str, instead: str) -> None:
-    """Register rules that refuse operators whose output shape depends on data."""
+    """Register rules that refuse operators whose output shape depends on data.
+
+    Where torch recorded sizes all the same, one of them 0 (the operand is empty), the result
+    is the empty array.
+    """
     for name in names:
 
-        def refusing(*args: Any, _name: str = name, **kwargs: Any) -> NoReturn:
+        def refusing(context: Any, *args: Any, _name: str = name, **kwargs: Any) -> Any:
+            avals = context.node.avals if context.node is not None else ()
+            if avals and all(_is_empty(aval) for aval in avals):
+                empty = [jnp.zeros(aval.shape, dtypes.canonical(aval.dtype)) for aval in avals]
+                return empty if len(empty) > 1 else empty[0]
             refuse(_name, instead)
 
-        rule(name)(refusing)
+        rule(name, context=True)(refusing)
+
+
+def _is_empty(aval: Any) -> bool:
+    return aval is not None and all(isinstance(n, int) for n in aval.shape) and 0 in aval.shape

@@ -12,6 +12,7 @@ Source: PyTorch, ATen/native/TensorAdvancedIndexing.cpp.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -67,31 +68,36 @@ def masked_index(self: Array, mask: Array, indices: Indices, fill: Number) -> Ar
     return jnp.where(mask, index_tensor(self, inside), cast(fill, self.dtype))
 
 
-def add_at(x: Array, where: tuple[Array | slice, ...], values: Array) -> Array:
+def add_at(
+    x: Array, where: tuple[Array | slice, ...], values: Array, mode: Any = IN_BOUNDS
+) -> Array:
     """Return x with values added at places: half types in float32, bool as "or"."""
     wide = jnp.int32 if x.dtype == jnp.bool_ else acc_dtype(x.dtype)
-    return cast(cast(x, wide).at[where].add(cast(values, wide), mode=IN_BOUNDS), x.dtype)
+    return cast(cast(x, wide).at[where].add(cast(values, wide), mode=mode), x.dtype)
 
 
 @rule("aten.index_put.default", "aten._unsafe_index_put.default")
 def index_put(self: Array, indices: Indices, values: Array, accumulate: bool = False) -> Array:
-    """self with self[i0, :, i1, ..] = (+=) values; one mask alone may stand for an index."""
+    """self with self[i0, :, i1, ..] = (+=) values; a mask stands for the indices of its Trues."""
     values = cast(values, self.dtype)
     if any(is_mask(index) for index in indices):
         return _put_masked(self, indices, values, accumulate)
     where = places(indices)
     if accumulate:
         return add_at(self, where, values)
+    given = [(d, index) for d, index in enumerate(indices) if index is not None]
+    if len(given) == 1 and given[0][1].shape == (1,):  # a slice is written in place
+        axis, index = given[0]
+        shape = (*self.shape[:axis], 1, *self.shape[axis + 1 :])
+        values = jnp.broadcast_to(values, shape)
+        return lax.dynamic_update_slice_in_dim(self, values, index[0], axis)
     return self.at[where].set(values, mode=IN_BOUNDS)
 
 
 def _put_masked(x: Array, indices: Indices, values: Array, accumulate: bool) -> Array:
     given = [d for d, index in enumerate(indices) if index is not None]
     if len(given) > 1:
-        raise NotImplementedError(
-            "assigning through a bool mask beside other index tensors has no static form in "
-            "JAX; use torch.where with a mask of the tensor's own shape"
-        )
+        return _put_beside_mask(x, indices, values, accumulate)
     mask = cast(indices[given[0]], jnp.bool_)
     after = x.shape[given[0] + mask.ndim :]
     axis = values.ndim - len(after) - 1  # of values: one entry an element that is selected
@@ -103,6 +109,38 @@ def _put_masked(x: Array, indices: Indices, values: Array, accumulate: bool) -> 
     if accumulate:
         values = x | values if x.dtype == jnp.bool_ else x + values
     return jnp.where(mask, values, x)
+
+
+def _put_beside_mask(x: Array, indices: Indices, values: Array, accumulate: bool) -> Array:
+    """x[mask, i1, ..] = (+=) values: a mask stands for the k places of its True elements.
+
+    k is at most the mask's size n: the places are filled up to n with some out of range,
+    which are not written, and the other indices and the values to as many along that axis.
+    """
+    n = min(index.size for index in indices if index is not None and is_mask(index))
+    fill = max(x.shape, default=0)  # out of range along every axis
+
+    def padded(value: Array, axis: int) -> Array:
+        if axis < 0 or value.shape[axis] == 1:
+            return value
+        width = n - value.shape[axis]
+        return jnp.pad(value, [(0, width if d == axis else 0) for d in range(value.ndim)])
+
+    where: list[Array | slice] = []
+    for index in indices:
+        if index is None:
+            where.append(slice(None))
+        elif is_mask(index):
+            where += jnp.nonzero(cast(index, jnp.bool_), size=n, fill_value=fill)
+        else:
+            where.append(padded(index, index.ndim - 1))
+    taken = [d for d, index in enumerate(where) if not isinstance(index, slice)]
+    adjacent = taken[-1] - taken[0] + 1 == len(taken)
+    behind = x.ndim - (taken[-1] + 1 if adjacent else len(taken))
+    values = padded(values, values.ndim - behind - 1)
+    if accumulate:
+        return add_at(x, tuple(where), values, mode="drop")
+    return x.at[tuple(where)].set(values, mode="drop")
 
 
 def _rank(mask: Array) -> Array:

@@ -57,8 +57,8 @@ def sym_min(a: Any, b: Any) -> Any:
 
 @rule("torch.sym_ite")
 def sym_ite(b: bool, t: Any, f: Any) -> Any:
-    """``t`` if ``b`` else ``f``."""
-    return t if b else f
+    """``t`` if ``b`` else ``f``; ``b`` may be read from data."""
+    return jnp.where(b, t, f) if is_array(b) else t if b else f
 
 
 @rule("aten.sym_size.int")
