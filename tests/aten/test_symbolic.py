@@ -1,5 +1,6 @@
 """Assertions on static sizes raise while tracing; those on traced values do nothing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
