@@ -35,12 +35,12 @@ unary(
     "aten.alias_copy.default",
     "aten.clone.default",
     "aten.contiguous.default",
-    "aten.detach.default",
-    "aten.detach_copy.default",
     "aten.lift.default",
     "aten.lift_fresh.default",
     "aten.lift_fresh_copy.default",
 )
+# x with no gradient; what leaves a no_grad region is detached at conversion (torch/gradients.py)
+unary(lax.stop_gradient, "aten.detach.default", "aten.detach_copy.default")
 
 
 def _filled(size: Sequence[int], value: Any, dtype: Any) -> Array:

@@ -28,6 +28,7 @@ from jaxinfer_converters.program import GraphProgram
 from jaxinfer_converters.torch.arrange import arrange
 from jaxinfer_converters.torch.capture import Captured, capture
 from jaxinfer_converters.torch.export import decompose, export
+from jaxinfer_converters.torch.gradients import gradient_notes, inline_regions
 from jaxinfer_converters.torch.readers import READERS
 from jaxinfer_converters.torch.weights import State, collect, tensors_of
 
@@ -57,7 +58,7 @@ def from_torch(
                     "an ExportedProgram has its example inputs and dynamic shapes already; "
                     "pass it alone"
                 )
-            program, owner, forward = module, None, None
+            program, owner, forward = inline_regions(module), None, None
         else:
             if not isinstance(module, torch.nn.Module):
                 raise TypeError(
@@ -76,7 +77,8 @@ def from_torch(
     tensors = tensors_of(program, owner)
     checkpoint = _checkpoint(weights)
     state = collect(captured, tensors, checkpoint, progress=progress)
-    return _model(captured, state, module, seconds)
+    notes = gradient_notes(program, owner)
+    return _model(captured, state, module, seconds, notes)
 
 
 def _checkpoint(weights: Any) -> Checkpoint | None:
@@ -85,7 +87,9 @@ def _checkpoint(weights: Any) -> Checkpoint | None:
     return open_checkpoint(weights, readers=READERS)
 
 
-def _model(captured: Captured, state: State, source: Any, seconds: float) -> Model:
+def _model(
+    captured: Captured, state: State, source: Any, seconds: float, notes: Mapping[str, Any]
+) -> Model:
     program = GraphProgram(state.graph, captured.signature, captured.outputs, state.constants)
     provenance = {
         "source": f"{type(source).__module__}.{type(source).__qualname__}",
@@ -93,6 +97,7 @@ def _model(captured: Captured, state: State, source: Any, seconds: float) -> Mod
         "training": bool(getattr(source, "training", False)),
         "capture_seconds": round(seconds, 3),
         **state.notes,
+        **notes,
     }
     if narrowed := _narrowed(captured):
         provenance["narrowed"] = narrowed

@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,12 @@ from torch.utils import _pytree as pytree
 
 from jaxinfer.core.errors import ConversionError
 from jaxinfer.core.ops import OPS
+from jaxinfer_converters.torch.gradients import (
+    WITHOUT_GRADIENTS,
+    GradMode,
+    has_regions,
+    inline_regions,
+)
 
 FIXED_SIZE = "The module fixes a size that dynamic_shapes declares dynamic"
 DATA_DEPENDENT_ADVICE = (
@@ -41,6 +48,9 @@ def export(
 ) -> ExportedProgram:
     """Export a module, non-strict, as it stands (train or eval).
 
+    Gradients are enabled, so that ``no_grad`` regions are seen (``gradients.inline_regions``).
+    Where the module does not export so (``.data``, leaves changed in place), they are not.
+
     Args:
       args, kwargs: example inputs.
       dynamic_shapes: as torch.export's, where a string may stand for a ``Dim`` of that name;
@@ -54,17 +64,26 @@ def export(
     dims: dict[str, Any] = {}
     if isinstance(dynamic_shapes, Mapping):
         dynamic_shapes = _with_static_rest(module, args, kwargs, dynamic_shapes)
-    for _ in range(4):  # torch names one round of ranges at a time
+    why_not = ""  # why gradients are off
+    for _ in range(5):  # torch names one round of ranges at a time
         shapes = dynamic_spec(dynamic_shapes, args, kwargs, dims)
         try:
-            with _weights_on_cpu(module), torch.no_grad(), _quiet():
-                return torch.export.export(
+            mode = GradMode()
+            with _weights_on_cpu(module), torch.set_grad_enabled(not why_not), _quiet(), mode:
+                program = torch.export.export(
                     module, args, kwargs, dynamic_shapes=shapes, strict=False
                 )
+            if not why_not and mode.lost and has_regions(program):
+                why_not = "an autograd.Function changes the grad mode in its forward"
+                continue
+            program.graph_module.meta[WITHOUT_GRADIENTS] = why_not
+            return inline_regions(program, own=True)
         except Exception as error:
             ranges = suggested_ranges(str(error), dims)
             if not ranges:
-                raise _explained(module, args, kwargs, error) from error
+                if why_not or _depends_on_data(error):
+                    raise _explained(module, args, kwargs, error) from error
+                why_not = f"{type(error).__name__}: {_first_line(error)}"
             dims |= ranges
     raise ConversionError(
         "torch.export keeps narrowing the dynamic sizes; give them as torch.export.Dim with "
@@ -202,7 +221,7 @@ def _weights_on_cpu(module: torch.nn.Module) -> Iterator[None]:
                 if id(tensor) not in made:
                     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
                     if isinstance(tensor, torch.nn.Parameter):
-                        empty = torch.nn.Parameter(empty, requires_grad=False)
+                        empty = torch.nn.Parameter(empty, tensor.requires_grad)
                     made[id(tensor)] = empty
                 swapped.append((table, name, tensor))
     for table, name, tensor in swapped:
@@ -226,7 +245,7 @@ def _explained(
     if isinstance(error, ConversionError):
         return error
     text = str(error)
-    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+    if _depends_on_data(error):
         line = _caused_by(error)
         return ConversionError(
             f"the module's control flow or shapes depend on values{line}: {_first_line(error)}\n"
@@ -248,6 +267,10 @@ def _explained(
         "The module must run on the example inputs; if it does, see "
         "torch.export.draft_export for a report."
     )
+
+
+def _depends_on_data(error: Exception) -> bool:
+    return "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
 
 
 def _first_line(error: Exception) -> str:
@@ -291,7 +314,9 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
-        with contextlib.redirect_stderr(written):
+        with contextlib.redirect_stderr(written), warnings.catch_warnings():
+            # torch.cond looks at .grad of its operands
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
             yield
         sys.stderr.write(written.getvalue())
     finally:
