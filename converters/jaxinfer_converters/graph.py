@@ -139,6 +139,38 @@ class Graph:
                 by_node[node] = (*by_node.get(node, ()), name)
         return by_node
 
+    @functools.cached_property
+    def producers(self) -> Mapping[str, Node]:
+        """The node that gives each value (inputs have none)."""
+        return {node.name: node for node in self.nodes}
+
+    def counts_up(self, value: Any) -> bool:
+        """Whether a value is a + 0, a + 1, .. a + n - 1 for some a, as far as the graph tells:
+        an ``arange`` of step 1 to which scalars were added.
+        """
+        node = self.producers.get(value.name) if isinstance(value, Ref) else None
+        if node is None:
+            return False
+        if node.op == "aten.arange.start_step":
+            return (node.args[2] if len(node.args) > 2 else node.kwargs.get("step", 1)) == 1
+        if node.op in ("aten.arange.default", "aten.arange.start"):
+            return True
+        if node.op in ("aten.add.Tensor", "aten.add.Scalar") and not node.kwargs:
+            first, second = node.args[:2]
+            return (self.counts_up(first) and self._is_scalar(second)) or (
+                self.counts_up(second) and self._is_scalar(first)
+            )
+        return False
+
+    def _is_scalar(self, value: Any) -> bool:
+        if not isinstance(value, Ref):
+            return isinstance(value, int)
+        item = self.producers.get(value.name)
+        if item is not None:
+            return len(item.avals) == 1 and item.avals[0] is not None and not item.avals[0].shape
+        avals = [i.aval for i in self.inputs if i.name == value.name]
+        return len(avals) == 1 and avals[0] is not None and not avals[0].shape
+
     def verify(self) -> None:
         """Check that names are unique and defined before use, and subgraphs exist.
 

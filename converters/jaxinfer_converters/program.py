@@ -61,6 +61,12 @@ class Context:
         )
         return run_graph(self.graph.subgraphs[sub.name], values, self.sizes, key)
 
+    def counts_up(self, position: int) -> bool:
+        """Whether the node's argument at ``position`` is known to be a, a + 1, a + 2, .."""
+        if self.node is None or len(self.node.args) <= position:
+            return False
+        return self.graph.counts_up(self.node.args[position])
+
     def aval(self, index: int = 0) -> Aval | None:
         """Return what torch recorded for the node's result."""
         assert self.node is not None

@@ -16,6 +16,7 @@ import jax
 
 from jaxinfer.core.arrays import as_array
 from jaxinfer.core.errors import InputError
+from jaxinfer.core.multi import MultiProgram
 from jaxinfer.core.program import Program
 from jaxinfer.core.signature import LeafSpec, Signature
 
@@ -69,6 +70,26 @@ class Model:
     def inputs(self) -> tuple[LeafSpec, ...]:
         """The input leaves in order: path, shape (with symbolic sizes), dtype."""
         return self.program.signature.leaves
+
+    @functools.cached_property
+    def components(self) -> Mapping[str, Model]:
+        """The functions of this model by name, Models over the same arrays.
+
+        ``{"prefill": ..., "decode": ...}`` for one made by ``from_generative``; any other
+        model is its own component, ``{"model": self}``.
+        """
+        program = self.program
+        if not isinstance(program, MultiProgram):
+            return {"model": self}
+
+        def params_of(part: Program) -> Any:
+            read = getattr(part, "param_specs", None)
+            return self.params if read is None else {name: self.params[name] for name in read}
+
+        return {
+            name: self.replace(program=part, params=params_of(part))
+            for name, part in program.programs.items()
+        }
 
     def _run(self) -> Callable[..., Any]:
         return functools.reduce(

@@ -89,6 +89,10 @@ def program_kind(name: str) -> Any:
     """Return the program class for a kind stored in an artefact."""
     if name == StableHLOProgram.kind:
         return StableHLOProgram
+    if name == "multi":
+        from jaxinfer.core.multi import MultiProgram
+
+        return MultiProgram
     return find_entry_point(name)
 
 

@@ -9,6 +9,8 @@ Source: PyTorch, ATen/native/TensorAdvancedIndexing.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -114,11 +116,20 @@ def _indexed(x: Array, dim: int, index: Array, source: Array) -> tuple[Array, Pl
     return x, (slice(None),) * dim + (index,), values
 
 
-@rule("aten.index_copy.default")
-def index_copy(self: Array, dim: int, index: Array, source: Array) -> Array:
-    """self with self[.., index[k], ..] = source[.., k, ..]."""
+@rule("aten.index_copy.default", context=True)
+def index_copy(context: Any, self: Array, dim: int, index: Array, source: Array) -> Array:
+    """self with self[.., index[k], ..] = source[.., k, ..]; one slice where index counts up.
+
+    That is how a key-value cache is written, and a slice is written in place.
+    """
     x, where, values = _indexed(self, dim, index, source)
-    return x.at[where].set(cast(values, x.dtype), mode=IN_BOUNDS).reshape(self.shape)
+    values = cast(values, x.dtype)
+    if index.size == 1 or (index.size and context.counts_up(2)):
+        start, axis = index.reshape(-1)[0], canonical_dim(dim, self.ndim)
+        out = lax.dynamic_update_slice_in_dim(x, values, start, axis, allow_negative_indices=False)
+    else:
+        out = x.at[where].set(values, mode=IN_BOUNDS)
+    return out.reshape(self.shape)
 
 
 @rule("aten.index_add.default")

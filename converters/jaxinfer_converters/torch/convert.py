@@ -72,7 +72,7 @@ def from_torch(
         captured = capture(decomposed, forward)
     missing_rules(captured.graph)
     captured = arrange(captured, layout=layout, scan_layers=scan_layers)
-    _rehearse(captured)
+    rehearse(captured)
     seconds = time.perf_counter() - started
     tensors = tensors_of(program, owner)
     checkpoint = _checkpoint(weights)
@@ -121,7 +121,7 @@ def _narrowed(captured: Captured) -> list[str]:
     ]
 
 
-def _rehearse(captured: Captured) -> None:
+def rehearse(captured: Captured) -> None:
     """Trace the function on shapes alone, so that a rule that fails does so before any weight.
 
     Symbolic sizes get a value within their range.

@@ -65,16 +65,20 @@ def tied_names(
     """
     groups: dict[Any, list[str]] = {}
     for name, tensor in tensors.items():
-        key: Any = id(tensor)
-        if not is_placeholder(tensor) and tensor.numel() and tensor.layout == torch.strided:
-            view = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            key = (tensor.untyped_storage().data_ptr(), view)
-        groups.setdefault(key, []).append(name)
+        groups.setdefault(identity(tensor), []).append(name)
     tied = {}
     for names in groups.values():
         canonical = next((name for name in names if prefer(name)), names[0])
         tied |= {name: canonical for name in names if name != canonical}
     return tied
+
+
+def identity(tensor: torch.Tensor) -> Any:
+    """Return what two names of one tensor have in common: its object, or its storage and view."""
+    if is_placeholder(tensor) or not tensor.numel() or tensor.layout != torch.strided:
+        return id(tensor)
+    view = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return tensor.untyped_storage().data_ptr(), view
 
 
 def collect(
@@ -83,6 +87,7 @@ def collect(
     checkpoint: Checkpoint | None,
     *,
     progress: Progress | None = None,
+    made: dict[Any, Any] | None = None,
 ) -> State:
     """Read every tensor that the graph needs.
 
@@ -91,6 +96,8 @@ def collect(
       tensors: tensors by name; placeholders (meta, fake) need the checkpoint.
       checkpoint: where parameters and persistent buffers come from, if given.
       progress: called as ``progress(name, done, total)``.
+      made: leaves by what they were made of; those in it are shared, and others are added
+        (several components of one model).
 
     Raises:
       CheckpointError: missing, extra or wrong-shaped keys, all of them.
@@ -140,6 +147,10 @@ def collect(
             progress(name, done, len(wanted))
         source = checkpoint if name in stored else None
         item, place = homes[name]
+        key = (identity(tensors[name]), item.perm) if name in tensors and place is None else None
+        if made is not None and key in made:
+            params[name] = made[key]
+            continue
         value = _read(name, source, tensors, item.source_aval(), report, problems)
         if value is None:
             continue
@@ -160,6 +171,8 @@ def collect(
             constants[name] = np.array(value, order="C")
         else:
             params[name] = owned(value)  # torch may go on writing to its own
+            if made is not None and key is not None:
+                made[key] = params[name]
         del value
         if source is not None:
             source.release(name)
