@@ -108,7 +108,11 @@ _norm_dim = [
     case(EMPTY, 2, [1]),
 ]
 
+_bools = [case(x) for x in (BOOL, BOOL[:0], BOOL | True, BOOL & False, BOOL[0, 0, 0])]
+
 CASES = {
+    "aten._is_all_true.default": _bools,
+    "aten._is_any_true.default": _bools,
     "aten.sum.default": [case(x) for x in (*_plain, COMPLEX, EMPTY)]
     + _integer
     + [case(INT, dtype=dtype("float32")), case(BF16, dtype=dtype("float32"))]

@@ -171,6 +171,18 @@ _truths("any", jnp.any)
 _truths("all", jnp.all)
 
 
+@rule("aten._is_all_true.default")
+def is_all_true(self: Array) -> Array:
+    """∀ i self[i], of a bool tensor; what ``torch._check`` of a tensor asks."""
+    return jnp.all(self)
+
+
+@rule("aten._is_any_true.default")
+def is_any_true(self: Array) -> Array:
+    """∃ i self[i], of a bool tensor."""
+    return jnp.any(self)
+
+
 def _var_mean(x: Array, dim: Dims, correction: Any, keepdim: bool) -> tuple[Array, Array]:
     """(Σ |x - mean|² / max(n - correction, 0), mean), in the accumulation dtype."""
     axes = canonical_dims(dim, x.ndim)

@@ -1,0 +1,231 @@
+"""What families of transformers models need beyond the rules of ``hf_config``.
+
+A nested dict is for a part of the configuration, or stands in its place if it names a
+``model_type``. ``_keep`` is a pattern of fields that stay as they are by default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Fields = dict[str, Any]
+
+RESNET: Fields = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 32, 64],
+    "depths": [1, 1, 1, 1],
+    "out_features": ["stage4"],
+}
+MROPE: Fields = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+}
+HALF_MROPE: Fields = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 2],
+    }
+}
+MAMBA: Fields = {"mamba_n_heads": 8, "mamba_d_head": 16}
+HGNET: Fields = {"_keep": "stem_|stage_", "stage_numb_of_layers": (2, 2, 2, 2)}
+SERIES: Fields = {"prediction_length": 4, "context_length": 8}
+EFFICIENTNET: Fields = {
+    "_keep": "channels|hidden_dim",
+    "width_coefficient": 1.0,
+    "depth_coefficient": 0.1,
+    "hidden_dim": 1280,
+    "image_size": 64,
+}
+COMPASS: Fields = {"layer_types": ["sliding_attention", "full_attention"]}
+HIERA: Fields = {
+    "hidden_size": 8,
+    "embed_dim_per_stage": [8, 16, 32, 64],
+    "blocks_per_stage": [1, 2, 2, 1],
+    "image_size": [128, 128],
+    "global_attention_blocks": [3, 4],
+}
+HIERA_FPN: Fields = {
+    "backbone_config": HIERA,
+    "backbone_channel_list": [64, 32, 16, 8],
+    "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+}
+INDEXER: Fields = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 4,
+    "indexer_compress_ratio": 2,
+    "ngram_vocab_size_base": 100,
+}
+TOKENIZER: Fields = {"num_filters": 4, "depths": (1, 1, 1, 1, 1, 1, 1)}
+FULL_VISION: Fields = {"vision_config": {"fullatt_block_indexes": (1,), "window_size": 56}}
+
+FAMILIES: dict[str, Fields] = {
+    "align": {"vision_config": EFFICIENTNET, "_keep": "projection_dim"},
+    "aria": {
+        "projector_patch_to_query_dict": {16: 4},
+        "vision_config": {"image_size": 64, "patch_size": 16},
+    },
+    "autoformer": SERIES,
+    "aya_vision": {"vision_config": {"image_size": 64, "patch_size": 16}},
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "chameleon": {"vocabulary_map": {"<image>": 8}, "image_token_id": 8},
+    "codegen": {"rotary_dim": 8},
+    "cohere_compass": {"text_config": COMPASS},
+    "cohere_compass_text": COMPASS,
+    "conditional_detr": {"backbone_config": RESNET},
+    "cvt": {"depth": (1, 2, 3)},
+    "d_fine": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
+    "dab-detr": {"backbone_config": RESNET},
+    "deepseek_ocr2": {
+        "text_config": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"]}
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "deformable_detr": {
+        "backbone_config": {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}
+    },
+    "deimv2": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
+    "detr": {"backbone_config": RESNET},
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+    },
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "efficientnet": EFFICIENTNET,
+    "emu3": {"vocabulary_map": {"<image>": 8}, "image_token_id": 8},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [3, 3, 2],
+            }
+        }
+    },
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "exaone4_5": FULL_VISION,
+    "exaone4_5_vision": {"fullatt_block_indexes": (1,), "window_size": 56},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "funnel": {"block_sizes": (1, 1, 1), "architectures": []},
+    "fuyu": {"patch_size": 8},
+    "gemma3": {"vision_config": {"image_size": 64, "patch_size": 16}, "mm_tokens_per_image": 4},
+    "glm46v": {"text_config": MROPE},
+    "glm4v": {"text_config": MROPE},
+    "glm4v_moe": {"text_config": HALF_MROPE},
+    "glm4v_moe_text": HALF_MROPE,
+    "glm4v_text": MROPE,
+    "glm5_next": {"text_config": {"index_topk": 16}},
+    "glm5_next_text": {"index_topk": 16},
+    "glm_image": {"text_config": MROPE},
+    "glm_image_text": MROPE,
+    "glm_ocr": {"text_config": MROPE},
+    "glm_ocr_text": MROPE,
+    "glmga": {"text_config": MROPE},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": MAMBA,
+    "grounding-dino": {"_keep": "num_heads"},
+    "hgnet_v2": HGNET,
+    "hyperclovax_vision_v2": FULL_VISION,
+    "informer": SERIES,
+    "layoutlmv3": {
+        "_keep": "coordinate_size|shape_size",
+        "coordinate_size": 10,
+        "shape_size": 12,
+        "input_size": 64,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lilt": {"channel_shrink_ratio": 4, "hidden_size": 96, "num_attention_heads": 4},
+    "llava": {"vision_config": {"image_size": 64}},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2},
+    "mimi": {"upsample_groups": 64},
+    "mimi_decoder": {"upsample_groups": 64},
+    "mllama": {
+        "vision_config": {
+            "image_size": 56,
+            "intermediate_layers_indices": [0, 1],
+            "vision_output_dim": 192,
+            "num_global_layers": 1,
+        },
+        "text_config": {"cross_attention_layers": [1]},
+    },
+    "moonshine_streaming": {},
+    "muse_spark_audio": {
+        "_keep": "depths|num_hidden",
+        "depths": (1, 1, 1, 1),
+        "hidden_sizes": (8, 16, 32, 64),
+    },
+    "nemotron": {"head_dim": 16},
+    "omdet-turbo": {
+        "backbone_config": {
+            "model_type": "swin",
+            "embed_dim": 16,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 2, 2, 2],
+            "out_features": ["stage2", "stage3", "stage4"],
+            "image_size": 64,
+        },
+        "encoder_in_channels": [32, 64, 128],
+        "vision_features_channels": [64, 64, 64],
+    },
+    "perceiver": {
+        "num_latents": 8,
+        "d_latents": 32,
+        "num_self_attends_per_block": 2,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 2,
+    },
+    "pocket_tts_audio_tokenizer": {"upsample_groups": 64},
+    "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 64},
+    "pp_doclayout_v3": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
+    "pp_doclayout_v4": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
+    "pp_ocrv5_server_rec": {"backbone_config": HGNET, "_keep": "stage"},
+    "qwen2_5_omni_thinker": {"text_config": MROPE, **FULL_VISION},
+    "qwen2_5_vl": {"text_config": MROPE, **FULL_VISION},
+    "qwen2_5_vl_text": MROPE,
+    "qwen2_5_vl_vision": {"fullatt_block_indexes": (1,), "window_size": 56},
+    "qwen2_vl": {"text_config": MROPE},
+    "qwen2_vl_text": MROPE,
+    "qwen4_exp_text": INDEXER,
+    "qwen4_exp": {"text_config": INDEXER},
+    "reformer": {
+        "axial_pos_shape": (4, 8),
+        "axial_pos_embds_dim": (16, 48),
+        "attn_layers": ["local", "lsh"],
+        "num_hashes": 1,
+        "hash_seed": 0,
+        "num_buckets": 4,
+    },
+    "rf_detr": {"_keep": "num_windows"},
+    "rt_detr": {
+        "backbone_config": {"hidden_sizes": [16, 32, 64, 128]},
+        "encoder_in_channels": [32, 64, 128],
+    },
+    "rt_detr_v2": {
+        "backbone_config": {"hidden_sizes": [16, 32, 64, 128]},
+        "encoder_in_channels": [32, 64, 128],
+    },
+    "sam2": {"vision_config": HIERA_FPN},
+    "sam2_hiera_det_model": HIERA,
+    "sam2_vision_model": HIERA_FPN,
+    "sapiens2": {"_keep": "key_value"},
+    "seggpt": {
+        "merge_index": 0,
+        "intermediate_hidden_state_indices": (1,),
+        "image_size": (64, 32),
+        "pretrain_image_size": 32,
+    },
+    "siglip2": {"vision_config": {"patch_size": 8}},
+    "table-transformer": {"backbone_config": RESNET},
+    "textnet": {"_keep": "hidden_sizes|depths", "image_size": (64, 64)},
+    "time_series_transformer": SERIES,
+    "uvdoc": {"_keep": "depths"},
+    "vibevoice_acoustic_tokenizer": TOKENIZER,
+    "vibevoice_acoustic_tokenizer_decoder": TOKENIZER,
+    "vibevoice_acoustic_tokenizer_encoder": TOKENIZER,
+    "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+}

@@ -1,0 +1,126 @@
+"""Suite ``transformers``: every base model that the package registers, shrunk, against torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+import jaxinfer as ji
+from benchmarks.coverage.common import Case, failed, first_lines, judge, randomize, trivial
+from benchmarks.coverage.hf_config import shrunk
+from benchmarks.coverage.hf_inputs import Inputs, candidates
+
+TITLE = "transformers: base models"
+INTRO = """\
+Every model type that `AutoModel` of transformers registers, built from its default configuration
+shrunk to two layers and widths of 64 (`benchmarks/coverage/hf_config.py`), with random weights and
+statistics, in eval mode, `use_cache=False`, and the attention implementation that transformers
+chooses. Inputs are drawn for the model's main input and whatever else forward requires; a model of
+text and images gets both, or text alone where `torch.export` does not accept the images. All float
+outputs are compared. Excluded are models that cannot be built without downloads or further
+packages, and those that `torch.export` (non-strict) refuses: the rest is what the percentage is of.
+"""
+TIMEOUT = 240.0
+TARGET = 0.97
+LARGEST = 60_000_000  # parameters: what is larger has not been shrunk
+
+
+def names() -> list[str]:
+    """Return the model types."""
+    return list(MODEL_MAPPING_NAMES)
+
+
+def run(name: str) -> list[Case]:
+    """Convert one model and compare; see ``INTRO``."""
+    transformers.logging.set_verbosity_error()
+    started = time.perf_counter()
+    fields: dict[str, Any] = {}
+    try:
+        model = build(name)
+        fields["group"] = _group(model)
+        found = candidates(model)
+    except Exception as error:
+        return [Case(name, "excluded", f"torch fails: not built: {first_lines(error)}", **fields)]
+    tried: list[Case] = []
+    for _, inputs in found:
+        tried.append(_case(name, model, inputs, **fields))
+        if tried[-1].status != "excluded":
+            break
+    refused = [case for case in tried if case.reason.startswith("torch.export refuses")]
+    case = tried[-1] if tried[-1].status != "excluded" or not refused else refused[0]
+    return [dataclasses.replace(case, seconds=round(time.perf_counter() - started, 1))]
+
+
+def build(name: str) -> PreTrainedModel:
+    """Return the model of a type in eval mode, small, with random weights.
+
+    Raises:
+      ValueError: it has more than ``LARGEST`` parameters.
+    """
+    config = shrunk(name)
+    _no_cache(config)
+    with torch.device("meta"):
+        try:
+            size = sum(p.numel() for p in AutoModel.from_config(config).parameters())
+        except Exception:
+            size = 0  # some read values while they are built
+    if size > LARGEST:
+        raise ValueError(f"{size / 1e6:.0f} million parameters")
+    torch.manual_seed(0)
+    return randomize(AutoModel.from_config(config).eval())
+
+
+def _no_cache(config: PreTrainedConfig) -> None:
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    for value in list(vars(config).values()):
+        if isinstance(value, PreTrainedConfig):
+            _no_cache(value)
+
+
+def _group(model: PreTrainedModel) -> str:
+    main = model.main_input_name
+    parts = {"input_ids": "text", "pixel": "vision", "input_": "audio"}
+    kind = next((v for k, v in parts.items() if str(main).startswith(k)), "other")
+    takes_images = "vision_config" in vars(model.config)
+    return "text and images" if kind == "text" and takes_images else kind
+
+
+def _case(name: str, model: PreTrainedModel, inputs: Inputs, **fields: Any) -> Case:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            want = model(**inputs)
+        except Exception as error:
+            return Case(name, "excluded", f"torch fails: {first_lines(error)}", **fields)
+        if why := trivial(want):
+            return Case(name, "fail", f"the comparison would prove nothing: {why}", **fields)
+        try:
+            converted = ji.from_torch(model, (), inputs)
+        except Exception as error:
+            if refusal := _refused(model, inputs):
+                return Case(name, "excluded", f"torch.export refuses: {refusal}", **fields)
+            return failed(name, error, **fields)
+        if converted.program.random:
+            return Case(name, "excluded", "random", **fields)
+        try:
+            got = converted(**inputs)
+        except Exception as error:
+            return failed(name, error, **fields)
+    return judge(name, want, got[0] if converted.program.mutates else got, **fields)
+
+
+def _refused(model: PreTrainedModel, inputs: Inputs) -> str:
+    """Return torch's reason if torch.export alone refuses the model, or ''."""
+    try:
+        torch.export.export(model, (), inputs, strict=False)
+    except Exception as error:
+        return first_lines(error)
+    return ""
