@@ -1,8 +1,8 @@
 """Special functions: error, gamma and Bessel functions and their relatives.
 
 Semantics: ``torch.special`` (https://docs.pytorch.org/docs/stable/special.html), in float32 where
-torch computes half types and integers so. Not here: Bessel functions of the first and second
-kind, Airy functions and orthogonal polynomials, which JAX lacks.
+torch computes half types and integers so. Bessel functions of other kinds and Airy
+functions are in bessel.py, orthogonal polynomials in polynomials.py.
 """
 
 from __future__ import annotations
