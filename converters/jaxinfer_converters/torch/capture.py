@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -29,9 +29,11 @@ from torch.utils import _pytree as pytree
 from jaxinfer.core.errors import ConversionError, listing
 from jaxinfer.core.signature import LeafSpec, Signature
 from jaxinfer.core.structure import LEAF, Structure
+from jaxinfer_converters.aten._data_dependent import cure
 from jaxinfer_converters.graph import Aval, DType, Graph, Input, Node, Ref, Result, Sub
 from jaxinfer_converters.torch.caches import describes_object, object_structure
-from jaxinfer_converters.torch.export import DATA_DEPENDENT_ADVICE, short_file
+from jaxinfer_converters.torch.diagnose import source_line, unbacked
+from jaxinfer_converters.torch.export import DATA_DEPENDENT_ADVICE
 
 DROPPED_KWARGS = frozenset(
     ("layout", "device", "pin_memory", "memory_format", "generator", "non_blocking")
@@ -178,16 +180,16 @@ class _Reader:
         made = Node(
             node.name,
             op,
-            tuple(self.value(item, values) for item in node.args),
+            tuple(self.value(item, values) for item in (*node.args, *_written(node))),
             kwargs,
             self.avals(node.meta.get("val")),
             _module_path(node),
-            _source_line(node),
+            source_line(node),
         )
-        new = _unbacked(node.meta.get("val")) - self.unbacked
+        new = unbacked(node.meta.get("val")) - self.unbacked
         if new:
             self.unbacked |= new
-            self.data_dependent[node.name] = f"{op} {made.where() or made.name}"
+            self.data_dependent[node.name] = f"{op} {made.where() or made.name}: {cure(op)}"
         return made
 
     def value(self, item: Any, values: Mapping[FxNode, Any]) -> Any:
@@ -199,8 +201,12 @@ class _Reader:
             return None
         if item is None or isinstance(item, (bool, int, float, complex, str)):
             return item
+        if isinstance(item, torch._ops.OpOverload):
+            return op_name(item)
         if isinstance(item, (list, tuple)):
             return [self.value(x, values) for x in item]
+        if isinstance(item, Mapping):  # a higher-order operator's options
+            return [[str(key), self.value(x, values)] for key, x in item.items()]
         if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             raise ConversionError(f"a symbolic number {item} stands in the graph without a node")
         raise ConversionError(f"an argument of type {type(item).__name__} has no picture: {item!r}")
@@ -375,7 +381,7 @@ def structure(spec: pytree.TreeSpec) -> Structure:
         return LEAF
     children = tuple(structure(child) for child in spec.children())
     kind, context = spec.type, spec.context
-    if kind is tuple:
+    if kind in (tuple, torch.Size):
         return Structure("tuple", children)
     if kind is list:
         return Structure("list", children)
@@ -454,6 +460,33 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
+def _written(node: FxNode) -> tuple[Any, ...]:
+    """Return what the rule of ``auto_functionalized_v2`` needs to know of the schema it calls.
+
+    The names of positional arguments, those of arguments written to, and how many outputs.
+
+    Raises:
+      ConversionError: an argument is a strided view of a tensor that is not contiguous.
+    """
+    if getattr(node.target, "__name__", "") != "auto_functionalized_v2":
+        return ()
+    called = node.args[0]
+    assert isinstance(called, torch._ops.OpOverload)
+    bases = cast("list[FxNode]", node.kwargs["_all_bases"])
+    strided = any(key.endswith("_storage_offset") for key in node.kwargs)
+    if strided and not all(base.meta["val"].is_contiguous() for base in bases):
+        raise ConversionError(
+            f"{op_name(called)} writes to a view of a tensor that is not contiguous; make that "
+            f"tensor contiguous first ({source_line(node)})"
+        )
+    arguments = called._schema.arguments
+    return (
+        [item.name for item in arguments if not item.kwarg_only],
+        [item.name for item in arguments if item.alias_info and item.alias_info.is_write],
+        len(called._schema.returns),
+    )
+
+
 def _attribute(module: torch.nn.Module, path: str) -> Any:
     value: Any = module
     for part in path.split("."):
@@ -468,26 +501,3 @@ def _module_path(node: FxNode) -> str:
     path = list(stack.values())[-1][0]
     path = re.sub(r"^L\['self'\]\.?|^L__self__\.?", "", str(path))
     return re.sub(r"\._modules\['([^']+)'\]", r".\1", path).split("@")[0]
-
-
-def _source_line(node: FxNode) -> str:
-    trace = node.meta.get("stack_trace") or ""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)', trace)
-    outside = [f for f in frames if "/torch/" not in f[0].replace("\\", "/")]
-    if not frames:
-        return ""
-    file, line, code = (outside or frames)[-1]
-    return f"{short_file(file)}:{line}: {code.strip()[:120]}".rstrip(": ")
-
-
-def _unbacked(value: Any) -> set[str]:
-    """Return the unbacked symbols (known only from data) in the shapes of a node's tensors.
-
-    A number read from a tensor (``x.max().item()``) that never becomes a size is no problem.
-    """
-    found: set[str] = set()
-    for item in value if isinstance(value, (tuple, list)) else (value,):
-        for size in item.shape if isinstance(item, torch.Tensor) else ():
-            if isinstance(size, torch.SymInt):
-                found |= set(re.findall(r"\bu\d+\b", str(size.node.expr)))
-    return found

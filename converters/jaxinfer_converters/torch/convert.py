@@ -28,9 +28,10 @@ from jaxinfer_converters.program import GraphProgram
 from jaxinfer_converters.torch.arrange import arrange
 from jaxinfer_converters.torch.capture import Captured, capture
 from jaxinfer_converters.torch.export import decompose, export
+from jaxinfer_converters.torch.functional import as_it_stands
 from jaxinfer_converters.torch.gradients import gradient_notes, inline_regions
 from jaxinfer_converters.torch.readers import READERS
-from jaxinfer_converters.torch.weights import State, collect, tensors_of
+from jaxinfer_converters.torch.weights import State, collect, tensors_of, tied_names
 
 
 def from_torch(
@@ -68,17 +69,27 @@ def from_torch(
             args = example_args if isinstance(example_args, (tuple, list)) else (example_args,)
             program = export(module, args, example_kwargs, dynamic_shapes)
             owner, forward = module, module.forward
-        decomposed = decompose(program)
-        captured = capture(decomposed, forward)
+        captured = _captured(program, forward)
     missing_rules(captured.graph)
-    captured = arrange(captured, layout=layout, scan_layers=scan_layers)
+    tensors = tensors_of(program, owner)
+    tied = tied_names(tensors)
+    captured = arrange(
+        captured, layout=layout, scan_layers=scan_layers, tied={*tied, *tied.values()}
+    )
     rehearse(captured)
     seconds = time.perf_counter() - started
-    tensors = tensors_of(program, owner)
     checkpoint = _checkpoint(weights)
     state = collect(captured, tensors, checkpoint, progress=progress)
     notes = gradient_notes(program, owner)
     return _model(captured, state, module, seconds, notes)
+
+
+def _captured(program: ExportedProgram, forward: Any) -> Captured:
+    """Read a program, decomposed first if it needs that."""
+    writes = as_it_stands(program)
+    if writes is not None:
+        return capture(program, forward, writes)
+    return capture(decompose(program), forward)
 
 
 def _checkpoint(weights: Any) -> Checkpoint | None:
