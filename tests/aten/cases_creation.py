@@ -75,6 +75,11 @@ CASES["aten._to_copy.default"] = [
     case(rand(7, low=-9, high=9), dtype=dtype("int32")),
     case(rand(7, dtype="bfloat16"), dtype=dtype("float16")),
 ]
+POSITIVE = rand(7, low=0, high=9)
+CASES["aten.to.dtype"] = [case(x, dtype(t)) for x in (POSITIVE, INT) for t in TYPES]
+CASES["aten.to.dtype_layout"] = [case(X), *(case(POSITIVE, dtype=dtype(t)) for t in TYPES)]
+CASES["aten.to.device"] = [case(POSITIVE, "cpu", dtype(t)) for t in TYPES]
+CASES["aten.to.other"] = [case(X, INT), case(INT, rand(dtype="bfloat16"))]
 CASES["aten.type_as.default"] = [case(X, INT), case(INT, rand(dtype="bfloat16"))]
 
 CASES["aten.empty.memory_format"] = [
@@ -135,11 +140,13 @@ for _name, _tensor in ENDS.items():
         case(*_ends(3, 10), 5),
         case(*_ends(3, 11), 5, dtype=dtype("int64")),
         case(*_ends(1.0, -1.0), 6, dtype=dtype("bfloat16")),
+        case(*_ends(4.3, -1.7), 7, dtype=dtype("int64")),  # ends are truncated first
     ]
     CASES[f"aten.logspace.{_name}"] = [
         *(case(*_ends(-1.5, 2.5), n) for n in (0, 1, 2, 7)),
         case(*_ends(0, 4), 5, 2.0),
         case(*_ends(0.0, 4.0), 5, 2.0, dtype=dtype("float16")),
+        case(*_ends(1.7, 4.2), 5, 2.0, dtype=dtype("int64")),
     ]
 CASES["aten.linspace.default"] += [
     case(0, 1, 97, rtol=2e-7),

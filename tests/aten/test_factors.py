@@ -74,3 +74,13 @@ def test_factors_multiply_to_the_matrix(check, inputs):
         np.testing.assert_allclose(check(x), x, **TOLERANCE)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(check(inputs[0]) * 1.01, inputs[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("x", [A, COMPLEX, A[..., :0, :0]], ids=["real", "complex", "empty"])
+def test_eigenvectors_of_any_matrix(x):
+    values, vectors = (np.asarray(y) for y in jax.jit(OPS["aten.linalg_eig.default"])(x))
+    np.testing.assert_allclose(x @ vectors, vectors * values[..., None, :], **TOLERANCE)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-2), np.ones(values.shape), rtol=1e-5)
+    for name in ("aten.linalg_eigvals.default", "aten._linalg_eigvals.default"):
+        again = np.asarray(jax.jit(OPS[name])(x))
+        np.testing.assert_allclose(again, values, **TOLERANCE)

@@ -217,6 +217,13 @@ def _spaced(start: Any, end: Any, steps: int) -> Any:
     return values if traced else np.asarray(values, np.result_type(values, np.float64))
 
 
+def _end(value: Any, dtype: np.dtype) -> Any:
+    """Return an end of a range: torch truncates it first if the range is of integers."""
+    if category(dtype) > 1:
+        return value
+    return jnp.trunc(value) if is_array(value) else int(value)
+
+
 def _range_dtype(dtype: Any, *ends: Any) -> np.dtype:
     if dtype is not None:
         return np.dtype(dtype)
@@ -231,7 +238,8 @@ def _range_dtype(dtype: Any, *ends: Any) -> np.dtype:
 )
 def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None) -> Array:
     """start + (end - start) i / (steps - 1); float32 if no dtype is given."""
-    values, dtype = _spaced(start, end, steps), _range_dtype(dtype, start, end)
+    dtype = _range_dtype(dtype, start, end)
+    values = _spaced(_end(start, dtype), _end(end, dtype), steps)
     return cast(values, dtype) if isinstance(values, jnp.ndarray) else _constant(values, dtype)
 
 
@@ -243,7 +251,8 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None) -> Array:
 )
 def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None) -> Array:
     """Base to the power of each of ``linspace(start, end, steps)``."""
-    values, dtype = base ** _spaced(start, end, steps), _range_dtype(dtype, start, end)
+    dtype = _range_dtype(dtype, start, end)
+    values = base ** _spaced(_end(start, dtype), _end(end, dtype), steps)
     return cast(values, dtype) if isinstance(values, jnp.ndarray) else _constant(values, dtype)
 
 
