@@ -58,6 +58,9 @@ for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
         case(3, rand(2, 3, dtype="int64")),
         case(True, rand(7, dtype="bool")),
     ]
+    for _form in ("Tensor", "Scalar"):
+        _sign = f"__{_name.removeprefix('bitwise_')}__"
+        CASES[f"aten.{_sign}.{_form}"] = CASES[f"aten.{_name}.{_form}"]
 CASES["aten.bitwise_not.default"] = [
     case(rand(2, 3, dtype=d)) for d in ("bool", "int64", "uint8", "int8")
 ]

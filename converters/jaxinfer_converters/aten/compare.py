@@ -37,6 +37,8 @@ for _name, _function in {
     "bitwise_xor": jnp.bitwise_xor,
 }.items():
     binary(_function, *(f"aten.{_name}.{form}" for form in ("Tensor", "Scalar", "Scalar_Tensor")))
+    _sign = f"__{_name.removeprefix('bitwise_')}__"  # x & y, x | y, x ^ y
+    binary(_function, f"aten.{_sign}.Tensor", f"aten.{_sign}.Scalar")
 
 for _name, _function in {
     "logical_and": jnp.logical_and,
