@@ -95,6 +95,8 @@ def _shrink(
     if heads and old.get("num_key_value_heads", 0) == heads:
         same = given.get("num_attention_heads") or values.get("num_attention_heads", HEADS)
         values["num_key_value_heads"] = same
+    if "depths" in old and getattr(config, "out_features", None):
+        values["out_features"] = list(config.out_features)  # stages, whose number stays
     values |= {k: v for k, v in given.items() if k[0] != "_" and not _is_part(v, values.get(k))}
     for name, value in values.items():
         if isinstance(value, PreTrainedConfig) and value is old.get(name):

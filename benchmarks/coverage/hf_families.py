@@ -29,7 +29,7 @@ HALF_MROPE: Fields = {
     }
 }
 MAMBA: Fields = {"mamba_n_heads": 8, "mamba_d_head": 16}
-HGNET: Fields = {"_keep": "stem_|stage_", "stage_numb_of_layers": (2, 2, 2, 2)}
+HGNET: Fields = {"_keep": "stem_|stage_|hidden_sizes", "stage_numb_of_layers": (2, 2, 2, 2)}
 SERIES: Fields = {"prediction_length": 4, "context_length": 8}
 EFFICIENTNET: Fields = {
     "_keep": "channels|hidden_dim",
@@ -38,13 +38,20 @@ EFFICIENTNET: Fields = {
     "hidden_dim": 1280,
     "image_size": 64,
 }
-COMPASS: Fields = {"layer_types": ["sliding_attention", "full_attention"]}
+COMPASS: Fields = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        for kind in ("sliding_attention", "full_attention")
+    },
+}
 HIERA: Fields = {
     "hidden_size": 8,
     "embed_dim_per_stage": [8, 16, 32, 64],
     "blocks_per_stage": [1, 2, 2, 1],
     "image_size": [128, 128],
-    "global_attention_blocks": [3, 4],
+    "global_attention_blocks": [4],
+    "window_size_per_stage": [8, 4, 4, 2],
 }
 HIERA_FPN: Fields = {
     "backbone_config": HIERA,
@@ -59,6 +66,19 @@ INDEXER: Fields = {
     "indexer_compress_ratio": 2,
     "ngram_vocab_size_base": 100,
 }
+XDROPE: Fields = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "xdrope_section": [2, 2, 2, 2]}
+}
+SAM: Fields = {
+    "vision_config": {
+        "image_size": 128,
+        "window_size": 4,
+        "global_attn_indexes": (1,),
+        "num_pos_feats": 32,
+    },
+    "prompt_encoder_config": {"image_size": 128, "image_embedding_size": 8},
+}
+TILE: Fields = {"image_size": 32, "patch_size": 8}
 TOKENIZER: Fields = {"num_filters": 4, "depths": (1, 1, 1, 1, 1, 1, 1)}
 FULL_VISION: Fields = {"vision_config": {"fullatt_block_indexes": (1,), "window_size": 56}}
 
@@ -68,10 +88,12 @@ FAMILIES: dict[str, Fields] = {
         "projector_patch_to_query_dict": {16: 4},
         "vision_config": {"image_size": 64, "patch_size": 16},
     },
-    "autoformer": SERIES,
+    "autoformer": {"prediction_length": 4, "context_length": 12, "label_length": 6},
     "aya_vision": {"vision_config": {"image_size": 64, "patch_size": 16}},
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "blip-2": {"image_token_id": 99},
     "chameleon": {"vocabulary_map": {"<image>": 8}, "image_token_id": 8},
+    "clap": {"audio_config": {"_keep": "spec_size", "hidden_size": 512}},
     "codegen": {"rotary_dim": 8},
     "cohere_compass": {"text_config": COMPASS},
     "cohere_compass_text": COMPASS,
@@ -87,6 +109,15 @@ FAMILIES: dict[str, Fields] = {
         "backbone_config": {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}
     },
     "deimv2": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
+    "depth_pro": {
+        "patch_size": 32,
+        "image_model_config": TILE,
+        "patch_model_config": TILE,
+        "fov_model_config": TILE,
+        "intermediate_hook_ids": (1, 0),
+        "intermediate_feature_dims": (64, 64),
+        "scaled_images_feature_dims": (64, 64, 32),
+    },
     "detr": {"backbone_config": RESNET},
     "diffusion_gemma": {
         "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
@@ -128,8 +159,11 @@ FAMILIES: dict[str, Fields] = {
     "granitemoehybrid": MAMBA,
     "grounding-dino": {"_keep": "num_heads"},
     "hgnet_v2": HGNET,
+    "hunyuan_vl": {"text_config": XDROPE},
+    "hunyuan_vl_text": XDROPE,
     "hyperclovax_vision_v2": FULL_VISION,
-    "informer": SERIES,
+    "informer": {"prediction_length": 4, "context_length": 12, "label_length": 6},
+    "instructblip": {"image_token_id": 99},
     "layoutlmv3": {
         "_keep": "coordinate_size|shape_size",
         "coordinate_size": 10,
@@ -139,9 +173,20 @@ FAMILIES: dict[str, Fields] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 96, "num_attention_heads": 4},
     "llava": {"vision_config": {"image_size": 64}},
+    "lw_detr": {
+        "projector_scale_factors": [2.0, 0.5],
+        "backbone_config": {
+            "image_size": 64,
+            "num_windows": 4,
+            "num_windows_side": 2,
+            "window_block_indices": [0],
+            "out_indices": [1, 2],
+        },
+    },
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2},
-    "mimi": {"upsample_groups": 64},
-    "mimi_decoder": {"upsample_groups": 64},
+    "mask2former": {"_keep": "num_attention_heads", "feature_size": 64},
+    "mimi": {"upsample_groups": 64, "vector_quantization_hidden_dimension": 64},
+    "mimi_decoder": {"upsample_groups": 64, "vector_quantization_hidden_dimension": 64},
     "mllama": {
         "vision_config": {
             "image_size": 56,
@@ -151,13 +196,14 @@ FAMILIES: dict[str, Fields] = {
         },
         "text_config": {"cross_attention_layers": [1]},
     },
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "moonshine_streaming": {},
     "muse_spark_audio": {
         "_keep": "depths|num_hidden",
         "depths": (1, 1, 1, 1),
         "hidden_sizes": (8, 16, 32, 64),
     },
-    "nemotron": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "omdet-turbo": {
         "backbone_config": {
             "model_type": "swin",
@@ -170,6 +216,7 @@ FAMILIES: dict[str, Fields] = {
         "encoder_in_channels": [32, 64, 128],
         "vision_features_channels": [64, 64, 64],
     },
+    "paddleocr_vl": {"text_config": MROPE},
     "perceiver": {
         "num_latents": 8,
         "d_latents": 32,
@@ -182,14 +229,18 @@ FAMILIES: dict[str, Fields] = {
     "pp_doclayout_v3": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
     "pp_doclayout_v4": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
     "pp_ocrv5_server_rec": {"backbone_config": HGNET, "_keep": "stage"},
-    "qwen2_5_omni_thinker": {"text_config": MROPE, **FULL_VISION},
+    "pp_ocrv6_small_det": {"backbone_config": {"_keep": "stem|stage|channels"}},
+    "pp_ocrv6_small_rec": {"backbone_config": {"_keep": "stem|stage|channels"}},
+    "pp_ocrv6_tiny_rec": {"backbone_config": {"_keep": "stem|stage|channels"}},
+    "qwen2_5_omni_thinker": {"text_config": MROPE, **FULL_VISION, "vision_start_token_id": 90},
     "qwen2_5_vl": {"text_config": MROPE, **FULL_VISION},
     "qwen2_5_vl_text": MROPE,
     "qwen2_5_vl_vision": {"fullatt_block_indexes": (1,), "window_size": 56},
     "qwen2_vl": {"text_config": MROPE},
     "qwen2_vl_text": MROPE,
-    "qwen4_exp_text": INDEXER,
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
     "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
     "reformer": {
         "axial_pos_shape": (4, 8),
         "axial_pos_embds_dim": (16, 48),
@@ -198,7 +249,9 @@ FAMILIES: dict[str, Fields] = {
         "hash_seed": 0,
         "num_buckets": 4,
     },
-    "rf_detr": {"_keep": "num_windows"},
+    "rf_detr": {
+        "backbone_config": {"image_size": 112, "num_windows": 2, "window_block_indexes": [0]}
+    },
     "rt_detr": {
         "backbone_config": {"hidden_sizes": [16, 32, 64, 128]},
         "encoder_in_channels": [32, 64, 128],
@@ -207,10 +260,17 @@ FAMILIES: dict[str, Fields] = {
         "backbone_config": {"hidden_sizes": [16, 32, 64, 128]},
         "encoder_in_channels": [32, 64, 128],
     },
+    "sam": SAM,
     "sam2": {"vision_config": HIERA_FPN},
     "sam2_hiera_det_model": HIERA,
     "sam2_vision_model": HIERA_FPN,
-    "sapiens2": {"_keep": "key_value"},
+    "sam_hq": SAM,
+    "sapiens2": {
+        "num_key_value_heads_per_layer": [4, 2],
+        "num_key_value_attention_heads": 2,
+        "num_first_full_attention_layers": 1,
+        "num_last_full_attention_layers": 0,
+    },
     "seggpt": {
         "merge_index": 0,
         "intermediate_hidden_state_indices": (1,),
@@ -221,11 +281,18 @@ FAMILIES: dict[str, Fields] = {
     "table-transformer": {"backbone_config": RESNET},
     "textnet": {"_keep": "hidden_sizes|depths", "image_size": (64, 64)},
     "time_series_transformer": SERIES,
-    "uvdoc": {"_keep": "depths"},
+    "timm_backbone": {"backbone": "resnet18"},
+    "timm_wrapper": {"architecture": "resnet18"},
+    "uvdoc": {
+        "backbone_config": {"_keep": "depths", "out_features": [f"stage{i}" for i in range(1, 7)]}
+    },
     "vibevoice_acoustic_tokenizer": TOKENIZER,
     "vibevoice_acoustic_tokenizer_decoder": TOKENIZER,
     "vibevoice_acoustic_tokenizer_encoder": TOKENIZER,
     "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+    },
 }

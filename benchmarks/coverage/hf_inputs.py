@@ -109,6 +109,18 @@ def input_values(m: Maker) -> torch.Tensor:
     return m.normal(BATCH, 1, samples) if codec else m.normal(BATCH, samples)
 
 
+def vocabulary(m: Maker) -> int:
+    """Return the number of tokens."""
+    return m.find("vocab_size", within=("model_config", "text_config"), default=FIRST_SPECIAL)
+
+
+def features_mask(m: Maker) -> torch.Tensor:
+    """Ones for every frame of ``input_features``."""
+    features = input_features(m)
+    frames = 64 if features.shape[1] == 64 else features.shape[2]
+    return torch.ones(BATCH, frames, dtype=torch.long)
+
+
 def mask(m: Maker) -> torch.Tensor:
     """Ones, but for two padded positions of the last row."""
     made = torch.ones(BATCH, LENGTH, dtype=torch.long)
@@ -117,11 +129,13 @@ def mask(m: Maker) -> torch.Tensor:
 
 
 MAKERS: dict[str, Callable[[Maker], Any]] = {
-    "input_ids": lambda m: m.tokens(BATCH, LENGTH, below=m.find("vocab_size", default=99)),
+    "input_ids": lambda m: m.tokens(BATCH, LENGTH, below=vocabulary(m)),
     "decoder_input_ids": lambda m: m.tokens(BATCH, 5),
     "pixel_values": pixel_values,
     "pixel_values_videos": video,
     "input_features": input_features,
+    "input_features_mask": features_mask,
+    "merge_sizes": lambda m: torch.tensor([1] * BATCH),
     "input_values": input_values,
     "attention_mask": mask,
     "bbox": lambda m: torch.randint(0, 50, (BATCH, LENGTH, 4), generator=m.rng).sort(-1)[0],

@@ -146,8 +146,7 @@ def _lightglue(m: Any) -> Any:
 
 
 def _latents(m: Any) -> Any:
-    width = m.find("hidden_size", "codebook_dim")
-    return {"latents": m.normal(BATCH, 6, width)}
+    return {"latents": m.normal(BATCH, m.config.hidden_size, 6)}
 
 
 def _kyutai(m: Any) -> Any:
@@ -181,13 +180,96 @@ def _whisper_like(m: Any) -> Any:
     return {"input_features": m.normal(BATCH, bins, 2 * min(positions, 64))}
 
 
+def _speecht5(m: Any) -> Any:
+    """What the prenets would give: [b, t, hidden]."""
+    width = m.config.hidden_size
+    return {
+        "input_values": m.normal(BATCH, LENGTH, width),
+        "decoder_input_values": m.normal(BATCH, 5, width),
+        "use_cache": False,
+    }
+
+
+def _blip2(m: Any) -> Any:
+    """Text and images of BLIP-2 and InstructBLIP, one image token a query."""
+    size, count = m.config.vision_config.image_size, m.config.num_query_tokens
+    ids = m.tokens(BATCH, LENGTH)
+    images = torch.full((BATCH, count), m.config.image_token_id)
+    made = {
+        "pixel_values": m.normal(BATCH, 3, size, size),
+        "input_ids": torch.cat([images, ids], 1),
+        "attention_mask": torch.ones(BATCH, count + LENGTH, dtype=torch.long),
+    }
+    if m.takes("qformer_input_ids"):
+        made["qformer_input_ids"] = ids
+        made["qformer_attention_mask"] = torch.ones_like(ids)
+    if m.takes("use_cache"):
+        made["use_cache"] = False
+    return made
+
+
+def _oneformer(m: Any) -> Any:
+    size = m.config.backbone_config.image_size
+    return {
+        "pixel_values": m.normal(BATCH, 3, size, size),
+        "task_inputs": m.tokens(BATCH, m.config.task_seq_len),
+    }
+
+
+def _idefics(m: Any) -> Any:
+    size = m.config.vision_config.image_size
+    return {
+        "input_ids": m.tokens(BATCH, LENGTH),
+        "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
+        "pixel_values": m.normal(BATCH, 1, 3, size, size),
+        "image_attention_mask": torch.ones(BATCH, LENGTH, 1, dtype=torch.long),
+        "use_cache": False,
+    }
+
+
+def _kosmos2(m: Any) -> Any:
+    size, count = m.config.vision_config.image_size, m.config.latent_query_num
+    where = torch.zeros(BATCH, LENGTH + count, dtype=torch.long)
+    where[:, 1 : 1 + count] = 1
+    return {
+        "input_ids": m.tokens(BATCH, LENGTH + count),
+        "pixel_values": m.normal(BATCH, 3, size, size),
+        "image_embeds_position_mask": where,
+        "use_cache": False,
+    }
+
+
+def _sam3(m: Any) -> Any:
+    from benchmarks.coverage.hf_inputs import pixel_values
+
+    return {"pixel_values": pixel_values(m), "input_ids": m.tokens(BATCH, LENGTH)}
+
+
 SPECIAL: dict[str, Callable[[Any], Any]] = {
     "audio-spectrogram-transformer": lambda m: {
         "input_values": m.normal(BATCH, m.config.max_length, m.config.num_mel_bins)
     },
     "autoformer": _series,
     "blip_2_qformer": _qformer,
+    "blip-2": _blip2,
     "clap": _clap,
+    "kosmos-2": _kosmos2,
+    "idefics": _idefics,
+    "oneformer": _oneformer,
+    "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.normal(BATCH, 3, 48, 320)},
+    "sam3": _sam3,
+    "sam3_lite_text": _sam3,
+    "sam3_lite_text_text_model": lambda m: {"input_ids": m.tokens(BATCH, LENGTH)},
+    "instructblip": _blip2,
+    "speecht5": _speecht5,
+    "timesfm": lambda m: {
+        "past_values": m.normal(BATCH, m.config.context_length),
+        "past_values_padding": torch.zeros(BATCH, m.config.context_length),
+        "freq": torch.tensor([[0], [1]]),
+    },
+    "vibevoice_acoustic_tokenizer": lambda m: {"input_values": m.normal(BATCH, 1, 6400)},
+    "vibevoice_acoustic_tokenizer_encoder": lambda m: {"hidden_states": m.normal(BATCH, 1, 6400)},
+    "vibevoice_acoustic_tokenizer_decoder": lambda m: {"hidden_states": m.normal(BATCH, 64, 2)},
     "decision_transformer": _decision,
     "dia": _dia,
     "glmasr_encoder": _whisper_like,

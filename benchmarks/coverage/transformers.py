@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -16,6 +17,7 @@ import jaxinfer as ji
 from benchmarks.coverage.common import Case, failed, first_lines, judge, randomize, trivial
 from benchmarks.coverage.hf_config import shrunk
 from benchmarks.coverage.hf_inputs import Inputs, candidates
+from benchmarks.coverage.vision import on_path
 
 TITLE = "transformers: base models"
 INTRO = """\
@@ -40,6 +42,8 @@ def names() -> list[str]:
 def run(name: str) -> list[Case]:
     """Convert one model and compare; see ``INTRO``."""
     transformers.logging.set_verbosity_error()
+    with contextlib.suppress(SystemExit):
+        on_path()  # for the models that wrap timm's
     started = time.perf_counter()
     fields: dict[str, Any] = {}
     try:
