@@ -15,7 +15,7 @@ import numpy as np
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import InputError, InputTypeError, listing
 from jaxinfer.core.structure import Structure
-from jaxinfer.core.symbols import Dim, bound_text, evaluate, is_name
+from jaxinfer.core.symbols import Dim, bound_text, evaluate, is_name, solve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +151,16 @@ class Signature:
                     sizes[str(dim)] = got
                     origin[str(dim)] = spec.path
         for spec, value in fits:
+            for dim, got in zip(spec.shape, value.shape, strict=True):
+                if isinstance(got, int) and not is_name(dim):
+                    for name, size in solve(dim, got, sizes).items():
+                        sizes[name], origin[name] = size, spec.path
+        for spec, value in fits:
             for axis, (dim, got) in enumerate(zip(spec.shape, value.shape, strict=True)):
                 want = evaluate(dim, sizes)
                 if want is not None and isinstance(got, int) and want != got:
-                    of = f" ({dim} = {sizes[dim]} from {origin[dim]})" if dim in sizes else ""
+                    of = "" if isinstance(dim, int) else f" ({dim})"
+                    of = f" ({dim} = {sizes[dim]} from {origin[dim]})" if dim in sizes else of
                     problems.append(
                         f"{spec}: axis {axis} must be {dim if isinstance(dim, int) else want}{of}, "
                         f"got shape {_text(value.shape)}"

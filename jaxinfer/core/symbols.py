@@ -65,6 +65,35 @@ def _value(node: ast.AST, sizes: Mapping[str, int]) -> Any:
     raise TypeError(f"not allowed in a size: {ast.dump(node)[:80]}")
 
 
+def solve(expression: Dim, value: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the one unknown name of a linear expression ``k*name + c`` with its value.
+
+    Rounded down where ``value`` is no multiple (evaluating then gives another value); empty if
+    the expression has no or several unknown names, or is not of that form.
+
+    >>> solve("4*n + 1", 13, {}), solve("4*n", 13, {}), solve("n*m", 6, {}), solve("n", 6, {"n": 1})
+    ({'n': 3}, {'n': 3}, {}, {})
+    """
+    if isinstance(expression, int):
+        return {}
+    try:
+        nodes = list(ast.walk(ast.parse(expression, mode="eval")))
+    except (SyntaxError, RecursionError):
+        return {}
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} - {*sizes, *_CALLS}
+    if len(names) != 1:
+        return {}
+    (name,) = names
+    values = [evaluate(expression, {**sizes, name: n}) for n in (0, 1, 2, 3)]
+    if any(v is None for v in values):
+        return {}
+    start, second, third, fourth = (v for v in values if v is not None)
+    step = second - start
+    if step <= 0 or (third, fourth) != (start + 2 * step, start + 3 * step):
+        return {}
+    return {name: (value - start) // step}
+
+
 def is_name(dim: Dim) -> bool:
     """Return whether a dimension is a plain symbol (not an integer, not an expression)."""
     return isinstance(dim, str) and dim.isidentifier()

@@ -284,10 +284,14 @@ class _Reader:
             if not isinstance(value, torch.Tensor):
                 continue
             for axis, size in enumerate(value.shape):
-                symbol = "" if isinstance(size, int) else str(size.node.expr)
-                if symbol.isidentifier() and symbol not in self.rename:
-                    plain = re.sub(r"\W", "_", f"{path}_{axis}")
-                    name = declared.get(symbol, plain)
+                text = "" if isinstance(size, int) else str(size.node.expr)
+                plain = re.sub(r"\W", "_", f"{path}_{axis}")
+                for symbol in re.findall(r"\bs\d+\b", text):
+                    if symbol in self.rename:
+                        continue
+                    name = declared.get(text, plain)
+                    if symbol != text:  # the size is a multiple of a symbol, or more than it
+                        name, plain = f"{name}_unit", f"{plain}_unit"
                     taken = set(self.rename.values())
                     self.rename[symbol] = name if name not in taken else plain
 

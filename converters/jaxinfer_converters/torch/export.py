@@ -9,14 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
-import logging
-import pathlib
 import re
-import sys
-import traceback
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +18,9 @@ from torch._decomp import decomposition_table as python_decompositions
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from jaxinfer.core.errors import ConversionError
+from jaxinfer.core.errors import ConversionError, listing
 from jaxinfer.core.ops import OPS
+from jaxinfer_converters.torch.diagnose import caused_by, data_dependence, fixed_sizes, quiet
 from jaxinfer_converters.torch.gradients import (
     WITHOUT_GRADIENTS,
     GradMode,
@@ -69,7 +64,7 @@ def export(
         shapes = dynamic_spec(dynamic_shapes, args, kwargs, dims)
         try:
             mode = GradMode()
-            with _weights_on_cpu(module), torch.set_grad_enabled(not why_not), _quiet(), mode:
+            with _weights_on_cpu(module), torch.set_grad_enabled(not why_not), quiet(), mode:
                 program = torch.export.export(
                     module, args, kwargs, dynamic_shapes=shapes, strict=False
                 )
@@ -82,7 +77,7 @@ def export(
             ranges = suggested_ranges(str(error), dims)
             if not ranges:
                 if why_not or _depends_on_data(error):
-                    raise _explained(module, args, kwargs, error) from error
+                    raise _explained(module, args, kwargs, shapes, error) from error
                 why_not = f"{type(error).__name__}: {_first_line(error)}"
             dims |= ranges
     raise ConversionError(
@@ -138,17 +133,21 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
         ) from error
 
 
+_WRITE_STATISTICS = ("aten.instance_norm.default", "aten.native_batch_norm.default")
+
+
 def _declined(program: ExportedProgram) -> set[str]:
     """Return operators that a rule would take, but not as they are called here.
 
-    ``instance_norm`` in training mode writes to its running statistics without saying so in
-    its schema; taken apart, torch gives them back as new state.
+    ``instance_norm`` and ``native_batch_norm`` in training mode write to their running
+    statistics without saying so in their schemas; taken apart, torch gives those back as new
+    state.
     """
-    found = set()
-    for node in program.graph.nodes:
-        if str(node.target) == "aten.instance_norm.default" and node.args[3] is not None:
-            found |= {str(node.target)} if node.args[5] else set()
-    return found
+    return {
+        str(node.target)
+        for node in program.graph.nodes
+        if str(node.target) in _WRITE_STATISTICS and node.args[3] is not None and node.args[5]
+    }
 
 
 def decomposition_table(declined: Collection[str] = ()) -> Any:
@@ -239,27 +238,24 @@ def is_placeholder(tensor: torch.Tensor) -> bool:
 
 
 def _explained(
-    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    error: Exception,
 ) -> ConversionError:
-    """Turn a failure of torch.export into one that names the line or layer and the cure."""
+    """Turn a failure of torch.export into one that names the lines or the layer, and the cure."""
     if isinstance(error, ConversionError):
         return error
-    text = str(error)
+
+    def again() -> ExportedProgram:
+        with _weights_on_cpu(module), torch.no_grad():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
     if _depends_on_data(error):
-        line = _caused_by(error)
-        return ConversionError(
-            f"the module's control flow or shapes depend on values{line}: {_first_line(error)}\n"
-            + DATA_DEPENDENT_ADVICE
-        )
-    if "onstraint" in text and "pecializ" in text:
-        advice = (
-            f"\n{FIXED_SIZE} (examples of size 0 "
-            "or 1 are always fixed). Use example inputs of size 2 or more, give that axis a "
-            "number, or pass dynamic_shapes='auto' to keep dynamic only what can be."
-        )
-        return ConversionError(
-            "torch.export refused dynamic_shapes: " + text.strip()[:2000] + advice
-        )
+        return ConversionError(_data_text(module, again, error))
+    if "Constraints violated" in str(error) or "pecializ" in str(error):
+        return ConversionError(_sizes_text(again, error))
     if layer := failing_layer(module, args, kwargs):
         return ConversionError(layer)
     return ConversionError(
@@ -269,6 +265,35 @@ def _explained(
     )
 
 
+def _data_text(
+    module: torch.nn.Module, again: Callable[[], ExportedProgram], error: Exception
+) -> str:
+    """Say which lines depend on values; all of them, if the weights have values to go on with."""
+    state = (*module.parameters(), *module.buffers())
+    lines = [] if any(map(is_placeholder, state)) else data_dependence(again)
+    if not lines:
+        lines = [f"{caused_by(error).removeprefix(' at ')}: {_first_line(error)}"]
+    title = "the module's control flow or shapes depend on values:"
+    return listing(title, lines, DATA_DEPENDENT_ADVICE)
+
+
+def _sizes_text(again: Callable[[], ExportedProgram], error: Exception) -> str:
+    """Say which constraint on which size comes from which line, and what torch suggests."""
+    text = str(error)
+    names = re.search(r"Constraints violated \(([^)]*)\)", text)
+    title = f"torch.export refused dynamic_shapes{f' ({names[1]})' if names else ''}:"
+    fixes = re.search(r"Suggested fixes:\n((?:\s+.*\n?)+?)(?:\n|$)", text)
+    advice = (
+        f"{FIXED_SIZE} (examples of size 0 or 1 are always fixed). Use example inputs of size 2 "
+        "or more, give that axis a number, or pass dynamic_shapes='auto' to keep dynamic only "
+        "what can be."
+    )
+    if fixes:
+        suggested = "; ".join(line.strip() for line in fixes[1].splitlines() if line.strip())
+        advice = f"torch suggests {suggested}.\n{advice}"
+    return listing(title, fixed_sizes(again) or [_first_line(error)], advice)
+
+
 def _depends_on_data(error: Exception) -> bool:
     return "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
 
@@ -276,61 +301,6 @@ def _depends_on_data(error: Exception) -> bool:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:500] if lines else type(error).__name__
-
-
-def _caused_by(error: BaseException) -> str:
-    """Return the user's innermost line: the last frame of the error that is not torch's."""
-    chain: BaseException | None = error
-    while chain is not None:
-        frames = [
-            f for f in traceback.extract_tb(chain.__traceback__) if not _is_internal(f.filename)
-        ]
-        if frames:
-            last = frames[-1]
-            return f" at {short_file(last.filename)}:{last.lineno} in {last.name}: {last.line}"
-        chain = chain.__cause__ or chain.__context__
-    return ""
-
-
-_PACKAGE = str(pathlib.Path(__file__).parents[1])
-_TORCH = str(pathlib.Path(torch.__file__).parent)
-
-
-def _is_internal(file: str) -> bool:
-    return file.startswith((_PACKAGE, _TORCH)) or file.startswith("<")
-
-
-_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.export from printing graphs and tracebacks before an error that we explain.
-
-    What is written to stderr meanwhile is kept, and comes out if there is no error.
-    """
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels, written = [logger.level for logger in loggers], io.StringIO()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with contextlib.redirect_stderr(written), warnings.catch_warnings():
-            # torch.cond looks at .grad of its operands
-            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
-            yield
-        sys.stderr.write(written.getvalue())
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def short_file(file: str) -> str:
-    """Shorten a path to what follows site-packages, or to its last two parts."""
-    file = file.replace("\\", "/")
-    for mark in ("/site-packages/", "/dist-packages/"):
-        if mark in file:
-            return file.split(mark)[-1]
-    return "/".join(file.split("/")[-2:])
 
 
 def failing_layer(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -347,7 +317,7 @@ def failing_layer(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[
         handles.append(layer.register_forward_hook(lambda *_: stack.pop() and None))
     mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with _weights_on_cpu(module), mode, torch.no_grad(), _quiet():
+        with _weights_on_cpu(module), mode, torch.no_grad(), quiet():
             fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
             module(*fake[0], **fake[1])
     except Exception as error:
