@@ -22,6 +22,7 @@ from jaxinfer.core.errors import ConversionError, listing
 from jaxinfer.core.ops import OPS
 from jaxinfer_converters.torch.diagnose import caused_by, data_dependence, fixed_sizes, quiet
 from jaxinfer_converters.torch.gradients import (
+    TRANSFORM_ADVICE,
     WITHOUT_GRADIENTS,
     GradMode,
     has_regions,
@@ -256,6 +257,8 @@ def _explained(
         return ConversionError(_data_text(module, again, error))
     if "Constraints violated" in str(error) or "pecializ" in str(error):
         return ConversionError(_sizes_text(again, error))
+    if "functorch" in text:
+        return ConversionError(f"torch.export failed: {_first_line(error)}\n{TRANSFORM_ADVICE}")
     if layer := failing_layer(module, args, kwargs):
         return ConversionError(layer)
     return ConversionError(

@@ -40,7 +40,9 @@ _DROPOUT = frozenset(
     f"aten.{name}dropout.default" for name in ("", "feature_", "alpha_", "feature_alpha_")
 )
 
-_STATISTICS = ("aten.batch_norm.default", "aten.instance_norm.default")
+_STATISTICS = tuple(
+    f"aten.{name}.default" for name in ("batch_norm", "instance_norm", "native_batch_norm")
+)
 """Operators that write running statistics (argument 3) in training (argument 5), unsaid."""
 
 
@@ -96,8 +98,9 @@ def _is_input_itself(node: Node) -> bool:
 def _has_functional_form(node: Node) -> bool:
     """Whether a call writes to its first argument alone, and a rule computes the same value."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or functional_name(node.target) not in OPS:
-        return False
+    name = functional_name(node.target)
+    if schema is None or name == op_name(node.target) or name not in OPS:
+        return False  # a custom operator's rule returns outputs, and then what it writes
     written = [arg.alias_info is not None and arg.alias_info.is_write for arg in schema.arguments]
     tensors = [x.meta.get("val") for x in node.all_input_nodes]
     types = {x.dtype for x in tensors if isinstance(x, torch.Tensor)}
