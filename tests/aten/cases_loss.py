@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.aten.harness import case, rand
+from tests.aten.harness import case, dtype, rand
 
 X = rand(5, 3)
 Y = rand(5, 3, seed=1)
@@ -16,6 +16,9 @@ PIXELS = rand(5, 2, 7, dtype="int64", low=0, high=3)
 WEIGHT = rand(3, low=0.5, high=2.0)
 LOGS = np.log(P / P.sum(1, keepdims=True))
 REDUCTIONS = (0, 1, 2)
+ROWS, HEAD, BIAS = rand(5, 4), rand(7, 4), rand(7)  # linear_cross_entropy: 7 classes
+NEXT = np.array([6, 2, 3, 0, 3], np.int64)
+SHARE = rand(7, low=0.5, high=2.0)
 
 _plain = [*(case(X, Y, r) for r in REDUCTIONS), case(X, Y), case(*HALF), case(X, Y[0], 0)]
 _nll = [
@@ -71,5 +74,31 @@ CASES = {
         case(X, CLASS),
         case(X, np.abs(CLASS) % 100, None, 1, 2, 0.1),
         case(rand(5, 3, dtype="bfloat16"), CLASS),
+    ],
+    "torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default": [
+        case(ROWS, HEAD, NEXT, None, None, -100, 2, "balanced", dtype("float32")),
+        case(ROWS, HEAD, NEXT, BIAS, SHARE, 3, 2, "balanced", dtype("float32")),
+    ],
+    "torch_nn._linear_cross_entropy_batch_chunked.default": [
+        case(
+            ROWS,
+            HEAD,
+            NEXT,
+            BIAS,
+            SHARE,
+            how,
+            3,
+            smooth,
+            2,
+            "balanced",
+            dtype("float32"),
+            True,
+            *want,
+        )
+        for how, smooth, want in (
+            ("mean", 0.0, (False, False, False)),
+            ("sum", 0.0, (True, True, True)),
+            ("mean", 0.0, (True, False, True)),
+        )
     ],
 }

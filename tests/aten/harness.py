@@ -126,6 +126,8 @@ def torch_outputs(op: str, case: Case) -> list[np.ndarray]:
     if namespace in ("operator", "math", "torch"):  # Python functions on sizes
         fn = getattr(importlib.import_module(namespace), name)
     else:
+        if namespace == "torch_nn":  # defined when first used
+            importlib.import_module("torch.nn.modules.linear_cross_entropy")
         fn = getattr(getattr(getattr(torch.ops, namespace), name), *overload)
     with torch.no_grad():
         out = fn(*map(to_torch, case.args), **{k: to_torch(v) for k, v in case.kwargs.items()})

@@ -7,10 +7,13 @@ that torch builds of these and of elementwise operators are left to its decompos
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxinfer_converters.aten._common import Array, acc_dtype, cast, category, promote, rule
+from jaxinfer_converters.aten.matmul import linear
 
 NONE, MEAN, SUM = 0, 1, 2
 
@@ -180,3 +183,63 @@ def cross_entropy_loss(
     if reduction == NONE:
         return cast(loss, x.dtype)
     return cast(jnp.sum(loss) / total if reduction == MEAN else jnp.sum(loss), x.dtype)
+
+
+@rule("torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default")
+def linear_cross_entropy(
+    x: Array,
+    linear_weight: Array,
+    target: Array,
+    bias: Array | None,
+    weight: Array | None,
+    ignore_index: int,
+    batch_chunk_size: int,
+    acc_policy: str,
+    acc_dtype: Any,
+    *,
+    reduction: int = NONE,
+    label_smoothing: float = 0.0,
+) -> Array:
+    """cross_entropy_loss of x linear_weightᵀ + bias; of all rows at once, not chunk by chunk."""
+    del batch_chunk_size, acc_policy
+    logits = linear(*(None if a is None else cast(a, acc_dtype) for a in (x, linear_weight, bias)))
+    loss = cross_entropy_loss(logits, target, weight, reduction, ignore_index, label_smoothing)
+    return cast(loss, x.dtype)
+
+
+@rule("torch_nn._linear_cross_entropy_batch_chunked.default")
+def linear_cross_entropy_reduced(
+    x: Array,
+    linear_weight: Array,
+    target: Array,
+    bias: Array | None,
+    weight: Array | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    batch_chunk_size: int,
+    acc_policy: str,
+    acc_dtype: Any,
+    allow_retain_graph: bool,
+    *wanted: bool,
+) -> tuple[Array, Array, Array, Array]:
+    """The mean or sum of linear_cross_entropy, and its gradients by x, weight and bias.
+
+    ``wanted`` says which gradients; those that are not are empty.
+    """
+    del allow_retain_graph
+
+    def loss_of(*operands: Array | None) -> Array:
+        return linear_cross_entropy(
+            operands[0], operands[1], target, operands[2], weight,
+            ignore_index, batch_chunk_size, acc_policy, acc_dtype,
+            reduction={"mean": MEAN, "sum": SUM}[reduction], label_smoothing=label_smoothing,
+        )  # fmt: skip
+
+    operands = (x, linear_weight, bias)
+    places = tuple(place for place, want in enumerate(wanted) if want)
+    found = jax.grad(loss_of, places)(*operands) if places else ()
+    by_place = dict(zip(places, found, strict=True))
+    empty = ((0, 0), (0, 0), (0,))
+    grads = [by_place.get(i, jnp.zeros(empty[i], x.dtype)).astype(x.dtype) for i in range(3)]
+    return loss_of(*operands), grads[0], grads[1], grads[2]
