@@ -99,14 +99,15 @@ def parser(description):
     return made
 
 
-def write(name, results, out=None):
-    """Print the results and write them with the environment."""
+def write(name, results, out=None, *, quiet=False):
+    """Write the results with the environment, and print them unless ``quiet``."""
     data = {"benchmark": name, "environment": environment(), "results": results}
     path = out or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
-    print(f"wrote {path}")
+    if not quiet:
+        print(json.dumps(results, indent=1))
+        print(f"wrote {path}")
 
 
 def minilm():

@@ -91,6 +91,11 @@ def geometry(nd: int, kernel, stride, padding, dilation=1) -> tuple[Dims, Dims, 
     )
 
 
+def space(ndim: int, nd: int, channels_last: bool) -> tuple[int, int]:
+    """Return where the nd spatial axes begin and end: at the end, or before the channels."""
+    return (ndim - 1 - nd, ndim - 1) if channels_last else (ndim - nd, ndim)
+
+
 def by_dims(pattern: str, dims: Dims = (1, 2, 3)) -> Callable[[Any], Any]:
     """Register ``fn(nd, ...)`` for each number of spatial dimensions put into ``pattern``."""
 

@@ -94,9 +94,9 @@ def leaky_relu(self: Array, negative_slope: Number = 0.01) -> Array:
 
 
 @rule("aten.prelu.default")
-def prelu(self: Array, weight: Array) -> Array:
-    """x if x > 0 else weight[channel] * x, channels along axis 1."""
-    if weight.ndim and self.ndim > 1:
+def prelu(self: Array, weight: Array, *, channels_last: bool = False) -> Array:
+    """x if x > 0 else weight[channel] * x, channels along axis 1, or the last."""
+    if weight.ndim and self.ndim > 1 and not channels_last:
         weight = weight.reshape(-1, *(1,) * (self.ndim - 2))
     return prelu_kernel(self, weight.reshape(()) if self.ndim == 0 else weight)
 

@@ -1,127 +1,148 @@
 """Convolutions of 1, 2 and 3 dimensions, and transposed ones, groups and dilation included.
 
-One lowering serves all: ``lax.conv_general_dilated``. A transposed convolution is a
-convolution of the input dilated by the stride with the flipped kernel, input and output
-channels swapped within each group. float32 is computed in float32 (``precision``).
-Activations stay in torch's layout, channels first: ``DIMENSIONS`` is the one place that says
-so. Does not do: depthwise kernels of their own, layout changes.
+Images are channels first, as torch has them, or channels last with kernels [..., i, o], as the
+layout pass (``jaxinfer_converters.layout``) stores them. What each is computed by is chosen in
+``_lowering.py``; float32 is computed in float32 (``precision``).
 Source: PyTorch, ``torch.nn.Conv2d``, ``torch.nn.ConvTranspose2d``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer_converters.aten._common import Array, expand_tuple, precision, rule
-
-# Input, kernel and output axes by number of spatial dimensions.
-DIMENSIONS = {
-    1: ("NCW", "OIW", "NCW"),
-    2: ("NCHW", "OIHW", "NCHW"),
-    3: ("NCDHW", "OIDHW", "NCDHW"),
-}
-
-
-def swap_channels(weight: Array, groups: int) -> Array:
-    """w[g i, o, ...] -> w[g o, i, ...] with the spatial axes flipped."""
-    inputs, outputs, *window = weight.shape
-    weight = weight.reshape(groups, inputs // groups, outputs, *window).swapaxes(1, 2)
-    weight = weight.reshape(groups * outputs, inputs // groups, *window)
-    return lax.rev(weight, tuple(range(2, weight.ndim)))
+from jaxinfer_converters.aten._convolve import Transposed, Window
+from jaxinfer_converters.aten._lowering import convolve, convolve_first, convolve_transposed
 
 
 def conv_general(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    *,
-    stride: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    dilation: Sequence[int],
-    groups: int,
-    input_dilation: Sequence[int] | None = None,
+    x: Array, weight: Array, bias: Array | None, window: Window, *, channels_last: bool = False
 ) -> Array:
     """y[b, o, p] = Σ_i,k x[b, i, s p + d k - pad] w[o, i, k] + bias[o]; b may be missing."""
     nd = weight.ndim - 2
     batched = x.ndim == nd + 2
-    y = lax.conv_general_dilated(
-        x if batched else x[None],
-        weight,
-        window_strides=stride,
-        padding=padding,
-        lhs_dilation=input_dilation,
-        rhs_dilation=dilation,
-        dimension_numbers=DIMENSIONS[nd],
-        feature_group_count=groups,
-        precision=precision(x, weight),
-    )
+    y = (convolve if channels_last else convolve_first)(x if batched else x[None], weight, window)
     if bias is not None:
-        y = y + bias.reshape(-1, *(1,) * nd)
+        y = y + (bias if channels_last else bias.reshape(-1, *(1,) * nd))
+    return y if batched else y[0]
+
+
+def conv_transposed(
+    x: Array, weight: Array, bias: Array | None, how: Transposed, *, channels_last: bool = False
+) -> Array:
+    """y[b, o, s p + d k - pad] += x[b, i, p] w[i, o, k]; + bias[o]; b may be missing."""
+    nd = weight.ndim - 2
+    batched = x.ndim == nd + 2
+    x = x if batched else x[None]
+    if channels_last:
+        y = convolve_transposed(x, weight, how)
+    else:
+        last = lax.transpose(weight, (*range(2, nd + 2), 0, 1))
+        y = jnp.moveaxis(convolve_transposed(jnp.moveaxis(x, 1, -1), last, how), -1, 1)
+    if bias is not None:
+        y = y + (bias if channels_last else bias.reshape(-1, *(1,) * nd))
     return y if batched else y[0]
 
 
 @rule("aten.convolution.default")
 def convolution(
-    input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    input,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    transposed,
+    output_padding,
+    groups,
+    *,
+    channels_last=False,
 ) -> Array:
-    """y[b, o, p] = Σ_i,k x[b, i, s p + d k - pad] w[o, i, k]; transposed: its adjoint in x."""
+    """y[b, o, p] = Σ_i,k x[b, i, s p + d k - pad] w[o, i, k]; transposed: its adjoint in x.
+
+    Channels last: x[b, ..., i], and w[..., i, o] (the same for a transposed one).
+    """
     nd = weight.ndim - 2
     stride, padding, dilation, extra = (
         expand_tuple(v, nd) for v in (stride, padding, dilation, output_padding)
     )
-    if not transposed:
-        pads = [(p, p) for p in padding]
-        return conv_general(
-            input, weight, bias, stride=stride, padding=pads, dilation=dilation, groups=groups
-        )
-    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    return conv_general(
-        input,
-        swap_channels(weight, groups),
-        bias,
-        stride=(1,) * nd,
-        padding=[(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)],
-        dilation=dilation,
-        groups=groups,
-        input_dilation=stride,
-    )
+    if transposed:
+        how = Transposed(stride, padding, extra, dilation, groups)
+        return conv_transposed(input, weight, bias, how, channels_last=channels_last)
+    window = Window(stride, tuple((p, p) for p in padding), dilation, groups)
+    return conv_general(input, weight, bias, window, channels_last=channels_last)
 
 
 @rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
-def conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Array:
+def conv(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, channels_last=False
+) -> Array:
     """y[b, o, p] = Σ_i,k x[b, i, s p + d k - pad] w[o, i, k] + bias[o]."""
-    return convolution(input, weight, bias, stride, padding, dilation, False, 0, groups)
+    return convolution(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        False,
+        0,
+        groups,
+        channels_last=channels_last,
+    )
 
 
 @rule("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def conv_padding(
-    input, weight, bias=None, stride=1, padding="valid", dilation=1, groups=1
+    input,
+    weight,
+    bias=None,
+    stride=1,
+    padding="valid",
+    dilation=1,
+    groups=1,
+    *,
+    channels_last=False,
 ) -> Array:
     """conv with no padding ("valid") or d (k - 1) in all ("same"), the odd one on the right."""
     nd = weight.ndim - 2
     dilation = expand_tuple(dilation, nd)
     total = [0] * nd
     if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    return conv_general(
-        input,
-        weight,
-        bias,
-        stride=expand_tuple(stride, nd),
-        padding=[(t // 2, t - t // 2) for t in total],
-        dilation=dilation,
-        groups=groups,
-    )
+        sizes = weight.shape[:-2] if channels_last else weight.shape[2:]
+        total = [d * (k - 1) for d, k in zip(dilation, sizes, strict=True)]
+    pads = tuple((t // 2, t - t // 2) for t in total)
+    window = Window(expand_tuple(stride, nd), pads, dilation, groups)
+    return conv_general(input, weight, bias, window, channels_last=channels_last)
 
 
 @rule("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
 def conv_transpose(
-    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+    input,
+    weight,
+    bias=None,
+    stride=1,
+    padding=0,
+    output_padding=0,
+    groups=1,
+    dilation=1,
+    *,
+    channels_last=False,
 ) -> Array:
     """y[b, o, s p + d k - pad] += x[b, i, p] w[i, o, k]; + bias[o]."""
-    return convolution(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
+    return convolution(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        True,
+        output_padding,
+        groups,
+        channels_last=channels_last,
+    )
 
 
 @rule("aten.conv_tbc.default")

@@ -89,10 +89,15 @@ def repeat_interleave_tensor(
 
 
 @rule("aten.pixel_shuffle.default")
-def pixel_shuffle(self: Array, upscale_factor: int) -> Array:
+def pixel_shuffle(self: Array, upscale_factor: int, *, channels_last: bool = False) -> Array:
     """out[.., c, h*r + i, w*r + j] = self[.., c*r*r + i*r + j, h, w]."""
-    *batch, channels, height, width = self.shape
     r = upscale_factor
+    if channels_last:
+        n, height, width, channels = self.shape
+        x = self.reshape(n, height, width, channels // r**2, r, r)
+        x = lax.transpose(x, (0, 1, 4, 2, 5, 3))
+        return x.reshape(n, height * r, width * r, channels // r**2)
+    *batch, channels, height, width = self.shape
     x = self.reshape(prod(batch), channels // r**2, r, r, height, width)
     return lax.transpose(x, (0, 1, 4, 2, 5, 3)).reshape(
         *batch, channels // r**2, height * r, width * r
@@ -100,10 +105,15 @@ def pixel_shuffle(self: Array, upscale_factor: int) -> Array:
 
 
 @rule("aten.pixel_unshuffle.default")
-def pixel_unshuffle(self: Array, downscale_factor: int) -> Array:
+def pixel_unshuffle(self: Array, downscale_factor: int, *, channels_last: bool = False) -> Array:
     """out[.., c*r*r + i*r + j, h, w] = self[.., c, h*r + i, w*r + j]."""
-    *batch, channels, height, width = self.shape
     r = downscale_factor
+    if channels_last:
+        n, height, width, channels = self.shape
+        x = self.reshape(n, height // r, r, width // r, r, channels)
+        x = lax.transpose(x, (0, 1, 3, 5, 2, 4))
+        return x.reshape(n, height // r, width // r, channels * r**2)
+    *batch, channels, height, width = self.shape
     x = self.reshape(prod(batch), channels, height // r, r, width // r, r)
     return lax.transpose(x, (0, 1, 3, 5, 2, 4)).reshape(
         *batch, channels * r**2, height // r, width // r
@@ -111,8 +121,12 @@ def pixel_unshuffle(self: Array, downscale_factor: int) -> Array:
 
 
 @rule("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
-def channel_shuffle(self: Array, groups: int) -> Array:
+def channel_shuffle(self: Array, groups: int, *, channels_last: bool = False) -> Array:
     """out[:, i*g + j] = self[:, j*(c/g) + i]."""
+    if channels_last:
+        *lead, channels = self.shape
+        x = self.reshape(*lead, groups, channels // groups)
+        return jnp.swapaxes(x, -1, -2).reshape(self.shape)
     batch, channels = self.shape[:2]
     x = self.reshape(batch, groups, channels // groups, prod(self.shape[2:]))
     return jnp.swapaxes(x, 1, 2).reshape(self.shape)

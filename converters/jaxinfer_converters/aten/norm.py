@@ -40,29 +40,35 @@ def affine(x: Array, weight: Array | None, bias: Array | None, shape: tuple[int,
     return x if bias is None else x + cast(bias, x.dtype).reshape(shape)
 
 
-def _channels(x: Array) -> tuple[int, ...]:
-    return (-1, *(1,) * (x.ndim - 2))
+def _channels(x: Array, channels_last: bool) -> tuple[int, ...]:
+    return (-1,) if channels_last else (-1, *(1,) * (x.ndim - 2))
 
 
-def _normalize(x: Array, mean: Array, var: Array, weight, bias, eps: float) -> tuple[Array, Array]:
-    """Normalize channels (axis 1) of float x; returns also 1 / sqrt(var + eps)."""
-    shape = _channels(x)
+def _normalize(
+    x: Array, mean: Array, var: Array, weight, bias, eps: float, channels_last: bool
+) -> tuple[Array, Array]:
+    """Normalize channels (axis 1, or the last) of float x; returns also 1 / sqrt(var + eps)."""
+    shape = _channels(x, channels_last)
     rstd = lax.rsqrt(var + eps)
     scale = rstd if weight is None else rstd * cast(weight, x.dtype)
     return affine(x - mean.reshape(shape), scale, bias, shape), rstd
 
 
-def _batch_eval(x: Array, weight, bias, mean: Array, var: Array, eps: float) -> Array:
+def _batch_eval(
+    x: Array, weight, bias, mean: Array, var: Array, eps: float, channels_last: bool
+) -> Array:
     wide = cast(x, acc_dtype(x.dtype))
-    y, _ = _normalize(wide, cast(mean, wide.dtype), cast(var, wide.dtype), weight, bias, eps)
+    mean, var = cast(mean, wide.dtype), cast(var, wide.dtype)
+    y, _ = _normalize(wide, mean, var, weight, bias, eps, channels_last)
     return cast(y, x.dtype)
 
 
-def _batch_train(x: Array, weight, bias, eps: float, saved: np.dtype):
+def _batch_train(x: Array, weight, bias, eps: float, saved: np.dtype, channels_last: bool):
     """Output, saved mean and rstd, and the variance, of a batch's own statistics."""
     wide = cast(x, acc_dtype(x.dtype))
-    mean, var = (s.reshape(-1) for s in moments(wide, (0, *range(2, x.ndim))))
-    y, rstd = _normalize(wide, mean, var, weight, bias, eps)
+    axes = range(x.ndim - 1) if channels_last else (0, *range(2, x.ndim))
+    mean, var = (s.reshape(-1) for s in moments(wide, tuple(axes)))
+    y, rstd = _normalize(wide, mean, var, weight, bias, eps, channels_last)
     return cast(y, x.dtype), cast(mean, saved), cast(rstd, saved), mean, var
 
 
@@ -74,7 +80,7 @@ def _no_stats(x: Array, *params: Array | None) -> Stats:
 
 def _updated(x: Array, old: Array, new: Array, momentum: float, *, unbiased: bool) -> Array:
     """(1 - momentum) old + momentum new; the variance is that of the sample, n / (n - 1)."""
-    n = x.size // max(x.shape[1], 1)
+    n = x.size // max(new.size, 1)
     if unbiased:
         new = new * (n / max(n - 1, 1))
     return cast((1 - momentum) * cast(old, new.dtype) + momentum * new, old.dtype)
@@ -90,52 +96,68 @@ def _refuse_update(training: bool, running: Array | None, op: str) -> None:
 
 @rule("aten.batch_norm.default")
 def batch_norm(
-    input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True
+    input,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    training,
+    momentum,
+    eps,
+    cudnn_enabled=True,
+    *,
+    channels_last=False,
 ) -> Array:
     """(x - mean) / sqrt(var + eps) * weight + bias by channel: running or the batch's own."""
     _refuse_update(training, running_mean, "batch_norm")
     if running_mean is not None and not training:
-        return _batch_eval(input, weight, bias, running_mean, running_var, eps)
-    return _batch_train(input, weight, bias, eps, input.dtype)[0]
+        return _batch_eval(input, weight, bias, running_mean, running_var, eps, channels_last)
+    return _batch_train(input, weight, bias, eps, input.dtype, channels_last)[0]
 
 
 @rule("aten._native_batch_norm_legit_no_training.default")
 def _native_batch_norm_legit_no_training(
-    input, weight, bias, running_mean, running_var, momentum, eps
+    input, weight, bias, running_mean, running_var, momentum, eps, *, channels_last=False
 ):
     """batch_norm by running statistics; nothing saved."""
-    y = _batch_eval(input, weight, bias, running_mean, running_var, eps)
+    y = _batch_eval(input, weight, bias, running_mean, running_var, eps, channels_last)
     return (y, *_no_stats(input, weight, bias, running_mean))
 
 
 @rule("aten.native_batch_norm.default", "aten._native_batch_norm_legit.default")
 def native_batch_norm(
-    input, weight, bias, running_mean, running_var, training, momentum, eps
+    input, weight, bias, running_mean, running_var, training, momentum, eps, *, channels_last=False
 ) -> tuple[Array, Array, Array]:
     """batch_norm, and the mean and 1 / sqrt(var + eps) of the batch if training."""
     _refuse_update(training, running_mean, "native_batch_norm")
     if training:
-        return _batch_train(input, weight, bias, eps, wider(input, weight, bias))[:3]
-    y = _batch_eval(input, weight, bias, running_mean, running_var, eps)
+        saved = wider(input, weight, bias)
+        return _batch_train(input, weight, bias, eps, saved, channels_last)[:3]
+    y = _batch_eval(input, weight, bias, running_mean, running_var, eps, channels_last)
     return (y, *_no_stats(input, weight, bias, running_mean))
 
 
 @rule("aten._native_batch_norm_legit.no_stats")
-def native_batch_norm_no_stats(input, weight, bias, training, momentum, eps):
+def native_batch_norm_no_stats(
+    input, weight, bias, training, momentum, eps, *, channels_last=False
+):
     """batch_norm by the batch's own statistics, and those."""
-    return _batch_train(input, weight, bias, eps, wider(input, weight, bias))[:3]
+    saved = wider(input, weight, bias)
+    return _batch_train(input, weight, bias, eps, saved, channels_last)[:3]
 
 
 @rule("aten._native_batch_norm_legit_functional.default")
 def _native_batch_norm_legit_functional(
-    input, weight, bias, running_mean, running_var, training, momentum, eps
+    input, weight, bias, running_mean, running_var, training, momentum, eps, *, channels_last=False
 ):
     """native_batch_norm, then the running mean and variance as updated if training."""
     params = (weight, bias, running_mean)
     if not training:
-        y = _batch_eval(input, weight, bias, running_mean, running_var, eps)
+        y = _batch_eval(input, weight, bias, running_mean, running_var, eps, channels_last)
         return (y, *_no_stats(input, *params), running_mean, running_var)
-    y, saved_mean, rstd, mean, var = _batch_train(input, weight, bias, eps, wider(input, *params))
+    y, saved_mean, rstd, mean, var = _batch_train(
+        input, weight, bias, eps, wider(input, *params), channels_last
+    )
     new_mean = _updated(input, running_mean, mean, momentum, unbiased=False)
     new_var = _updated(input, running_var, var, momentum, unbiased=True)
     return y, saved_mean, rstd, new_mean, new_var
@@ -143,19 +165,29 @@ def _native_batch_norm_legit_functional(
 
 @rule("aten._batch_norm_with_update_functional.default")
 def _batch_norm_with_update_functional(
-    input, weight, bias, running_mean, running_var, momentum, eps
+    input, weight, bias, running_mean, running_var, momentum, eps, *, channels_last=False
 ):
     """Output, saved mean, rstd, an empty reserve, updated running mean and variance."""
     y, mean, rstd, *running = _native_batch_norm_legit_functional(
-        input, weight, bias, running_mean, running_var, True, momentum, eps
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        True,
+        momentum,
+        eps,
+        channels_last=channels_last,
     )
     return (y, mean, rstd, jnp.zeros((0,), "uint8"), *running)
 
 
 @rule("aten._batch_norm_no_update.default")
-def _batch_norm_no_update(input, weight, bias, running_mean, running_var, momentum, eps):
+def _batch_norm_no_update(
+    input, weight, bias, running_mean, running_var, momentum, eps, *, channels_last=False
+):
     """batch_norm by running statistics, nothing saved, an empty reserve."""
-    y = _batch_eval(input, weight, bias, running_mean, running_var, eps)
+    y = _batch_eval(input, weight, bias, running_mean, running_var, eps, channels_last)
     return (y, *_no_stats(input, weight, bias, running_mean), jnp.zeros((0,), "uint8"))
 
 
@@ -180,22 +212,35 @@ def layer_norm(
 
 
 @rule("aten.native_group_norm.default")
-def native_group_norm(input, weight, bias, N, C, HxW, group, eps):
+def native_group_norm(input, weight, bias, N, C, HxW, group, eps, *, channels_last=False):
     """(x - mean) / sqrt(var + eps) * weight + bias over each group of channels; mean, rstd."""
-    x = cast(input, acc_dtype(input.dtype)).reshape(N, group, C // group, HxW)
-    mean, var = moments(x, (2, 3))
+    split = (N, HxW, group, C // group) if channels_last else (N, group, C // group, HxW)
+    x = cast(input, acc_dtype(input.dtype)).reshape(split)
+    mean, var = moments(x, (1, 3) if channels_last else (2, 3))
     rstd = lax.rsqrt(var + eps)
-    y = affine(((x - mean) * rstd).reshape(input.shape), weight, bias, _channels(input))
+    normal = ((x - mean) * rstd).reshape(input.shape)
+    y = affine(normal, weight, bias, _channels(input, channels_last))
     saved = wider(input, weight, bias)
     return cast(y, input.dtype), *(cast(s, saved).reshape(N, group) for s in (mean, rstd))
 
 
 @rule("aten.group_norm.default")
-def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True) -> Array:
+def group_norm(
+    input,
+    num_groups,
+    weight=None,
+    bias=None,
+    eps=1e-5,
+    cudnn_enabled=True,
+    *,
+    channels_last=False,
+) -> Array:
     """(x - mean) / sqrt(var + eps) * weight + bias over each group of channels."""
-    n, c, *space = input.shape
-    hw = int(np.prod(space))
-    return native_group_norm(input, weight, bias, n, c, hw, num_groups, eps)[0]
+    n, c = input.shape[0], input.shape[-1 if channels_last else 1]
+    hw = int(np.prod(input.shape[1:])) // max(c, 1)
+    return native_group_norm(
+        input, weight, bias, n, c, hw, num_groups, eps, channels_last=channels_last
+    )[0]
 
 
 @rule("aten.instance_norm.default")
@@ -209,12 +254,15 @@ def instance_norm(
     momentum,
     eps,
     cudnn_enabled=True,
+    *,
+    channels_last=False,
 ) -> Array:
     """(x - mean) / sqrt(var + eps) * weight + bias over the space of each channel."""
     _refuse_update(use_input_stats, running_mean, "instance_norm")
     if use_input_stats:
-        return group_norm(input, input.shape[1], weight, bias, eps)
-    return _batch_eval(input, weight, bias, running_mean, running_var, eps)
+        channels = input.shape[-1 if channels_last else 1]
+        return group_norm(input, channels, weight, bias, eps, channels_last=channels_last)
+    return _batch_eval(input, weight, bias, running_mean, running_var, eps, channels_last)
 
 
 @rule("aten._fused_rms_norm.default")

@@ -49,7 +49,9 @@ def _pad_axis(x: Array, axis: int, low: int, high: int, mode: str) -> Array:
 
 def _pad_each(x: Array, pad: Sequence[int], mode: str) -> Array:
     for back in range(len(pad) // 2):
-        x = _pad_axis(x, x.ndim - 1 - back, pad[2 * back], pad[2 * back + 1], mode)
+        low, high = pad[2 * back], pad[2 * back + 1]
+        if low or high:
+            x = _pad_axis(x, x.ndim - 1 - back, low, high, mode)
     return x
 
 

@@ -36,6 +36,7 @@ from jaxinfer_converters.aten._window import (
     output_size,
     pool_windows,
     right_padding,
+    space,
     take_windows,
 )
 
@@ -49,11 +50,14 @@ def lowest(dtype: Any) -> Any:
     return np.array(jnp.iinfo(dtype).min, dtype)[()]
 
 
-def _reduce_windows(x: Array, fn, init, sizes, strides, paddings, dilations, outs) -> Array:
-    """Reduce windows over the last axes of x."""
-    lead, shape = x.ndim - len(sizes), x.shape[x.ndim - len(sizes) :]
+def _reduce_windows(
+    x: Array, fn, init, sizes, strides, paddings, dilations, outs, channels_last=False
+) -> Array:
+    """Reduce windows over the spatial axes of x."""
+    first, stop = space(x.ndim, len(sizes), channels_last)
+    lead, shape, trail = first, x.shape[first:stop], x.ndim - stop
     if x.size == 0:
-        return jnp.zeros((*x.shape[:lead], *outs), x.dtype)
+        return jnp.zeros((*x.shape[:lead], *outs, *x.shape[stop:]), x.dtype)
     pads = [
         (p, right_padding(n, o, k, s, p, d))
         for n, o, k, s, p, d in zip(shape, outs, sizes, strides, paddings, dilations, strict=True)
@@ -62,10 +66,10 @@ def _reduce_windows(x: Array, fn, init, sizes, strides, paddings, dilations, out
         x,
         init,
         fn,
-        (1,) * lead + tuple(sizes),
-        (1,) * lead + tuple(strides),
-        [(0, 0)] * lead + pads,
-        window_dilation=(1,) * lead + tuple(dilations),
+        (*(1,) * lead, *sizes, *(1,) * trail),
+        (*(1,) * lead, *strides, *(1,) * trail),
+        [*[(0, 0)] * lead, *pads, *[(0, 0)] * trail],
+        window_dilation=(*(1,) * lead, *dilations, *(1,) * trail),
     )
 
 
@@ -78,12 +82,21 @@ def _outputs(shape, sizes, strides, paddings, dilations, ceil_mode: bool) -> tup
 
 
 @by_dims("aten.max_pool{}d.default")
-def max_pool(nd, self, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False):
-    """y[..., o] = max_j x[..., s o - p + d j], o and j over the last nd axes."""
-    sizes, strides, paddings, dilations = geometry(nd, kernel_size, stride, padding, dilation)
-    outs = _outputs(self.shape[-nd:], sizes, strides, paddings, dilations, ceil_mode)
-    init = lowest(self.dtype)
-    return _reduce_windows(self, lax.max, init, sizes, strides, paddings, dilations, outs)
+def max_pool(
+    nd,
+    self,
+    kernel_size,
+    stride=(),
+    padding=0,
+    dilation=1,
+    ceil_mode=False,
+    *,
+    channels_last=False,
+):
+    """y[..., o] = max_j x[..., s o - p + d j], o and j over the spatial axes."""
+    window = geometry(nd, kernel_size, stride, padding, dilation)
+    outs = _outputs(self.shape[slice(*space(self.ndim, nd, channels_last))], *window, ceil_mode)
+    return _reduce_windows(self, lax.max, lowest(self.dtype), *window, outs, channels_last)
 
 
 def _pick(x: Array, at: Array, axis: int, index: np.ndarray) -> tuple[Array, Array]:
@@ -98,32 +111,47 @@ def _pick(x: Array, at: Array, axis: int, index: np.ndarray) -> tuple[Array, Arr
     return pick(windows).squeeze(axis + 1), pick(places).squeeze(axis + 1)
 
 
-def _max_indices(x: Array, tables: list[np.ndarray]) -> tuple[Array, Array]:
-    """Maxima and flat indices of windows given by a table for each of the last axes.
+def _max_indices(
+    x: Array, tables: list[np.ndarray], channels_last: bool = False
+) -> tuple[Array, Array]:
+    """Maxima and flat indices of windows given by a table for each of the spatial axes.
 
     The last axis goes first: the winner of a row meets the winners of the other rows.
     """
-    nd = len(tables)
-    shape = x.shape[x.ndim - nd :]
+    first, stop = space(x.ndim, len(tables), channels_last)
+    shape, trail = x.shape[first:stop], (1,) * (x.ndim - stop)
     dtype = dtypes.canonical(INDEX)
-    at = jnp.broadcast_to(jnp.arange(prod(shape), dtype=dtype).reshape(shape), x.shape)
+    places = jnp.arange(prod(shape), dtype=dtype).reshape(*shape, *trail)
+    at = jnp.broadcast_to(places, x.shape)
     if x.size == 0:
-        outs = (*x.shape[: x.ndim - nd], *(len(table) for table in tables))
+        outs = (*x.shape[:first], *(len(table) for table in tables), *x.shape[stop:])
         return jnp.zeros(outs, x.dtype), jnp.zeros(outs, dtype)
     for back, table in enumerate(reversed(tables), 1):
-        x, at = _pick(x, at, x.ndim - back, table)
+        x, at = _pick(x, at, stop - back, table)
     return x, at
 
 
 @by_dims("aten.max_pool{}d_with_indices.default")
-def max_pool_with_indices(nd, self, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False):
+def max_pool_with_indices(
+    nd,
+    self,
+    kernel_size,
+    stride=(),
+    padding=0,
+    dilation=1,
+    ceil_mode=False,
+    *,
+    channels_last=False,
+):
     """max_pool, and the flat place of each maximum."""
-    shape = self.shape[self.ndim - nd :]
+    shape = self.shape[slice(*space(self.ndim, nd, channels_last))]
     window = geometry(nd, kernel_size, stride, padding, dilation)
     outs = _outputs(shape, *window, ceil_mode)
     tables = [pool_windows(*axis) for axis in zip(shape, outs, *window, strict=True)]
-    values = max_pool(nd, self, kernel_size, stride, padding, dilation, ceil_mode)
-    return values, _max_indices(self, tables)[1]
+    values = max_pool(
+        nd, self, kernel_size, stride, padding, dilation, ceil_mode, channels_last=channels_last
+    )
+    return values, _max_indices(self, tables, channels_last)[1]
 
 
 @by_dims("aten.avg_pool{}d.default")
@@ -136,34 +164,39 @@ def avg_pool(
     ceil_mode=False,
     count_include_pad=True,
     divisor_override=None,
+    *,
+    channels_last=False,
 ):
     """y[..., o] = Σ_j x[..., s o - p + j] / count(o), or / divisor_override."""
-    sizes, strides, paddings, dilations = geometry(nd, kernel_size, stride, padding)
-    shape = self.shape[self.ndim - nd :]
-    outs = _outputs(shape, sizes, strides, paddings, dilations, ceil_mode)
+    window = geometry(nd, kernel_size, stride, padding)
+    sizes, strides, paddings, _ = window
+    first, last = space(self.ndim, nd, channels_last)
+    shape = self.shape[first:last]
+    outs = _outputs(shape, *window, ceil_mode)
     x = cast(self, acc_dtype(self.dtype))
     zero = np.zeros((), x.dtype)[()]
-    total = _reduce_windows(x, lax.add, zero, sizes, strides, paddings, dilations, outs)
+    total = _reduce_windows(x, lax.add, zero, *window, outs, channels_last)
     count = np.ones((), np.int64)
     for n, out, k, s, p in zip(shape, outs, sizes, strides, paddings, strict=True):
         start = np.arange(out) * s - p
-        stop = np.minimum(start + k, n + p)
+        end = np.minimum(start + k, n + p)
         if not count_include_pad:
-            start, stop = np.maximum(start, 0), np.minimum(stop, n)
-        count = count[..., None] * np.maximum(stop - start, 1)
+            start, end = np.maximum(start, 0), np.minimum(end, n)
+        count = count[..., None] * np.maximum(end - start, 1)
     if divisor_override is not None:
         count = np.full_like(count, divisor_override)
+    count = count.reshape(*count.shape, *(1,) * (x.ndim - last))
     count = jnp.broadcast_to(jnp.asarray(count, x.dtype), total.shape)
     return cast(lax.div(total, count), self.dtype)
 
 
 @by_dims("aten._adaptive_avg_pool{}d.default", dims=(2, 3))
 @by_dims("aten.adaptive_avg_pool{}d.default")
-def adaptive_avg_pool(nd, self, output_size):
+def adaptive_avg_pool(nd, self, output_size, *, channels_last=False):
     """y[..., o] = mean of x[..., floor(o n / out) : ceil((o + 1) n / out)]."""
     x = cast(self, acc_dtype(self.dtype))
     outs = expand_tuple(output_size, nd)
-    for axis, out in zip(range(self.ndim - nd, self.ndim), outs, strict=True):
+    for axis, out in zip(range(*space(self.ndim, nd, channels_last)), outs, strict=True):
         index, valid = adaptive_windows(x.shape[axis], out)
         windows = take_windows(x, axis, index)
         right = (1,) * (x.ndim - axis - 1)
@@ -175,12 +208,11 @@ def adaptive_avg_pool(nd, self, output_size):
 
 
 @by_dims("aten.adaptive_max_pool{}d.default")
-def adaptive_max_pool(nd, self, output_size):
+def adaptive_max_pool(nd, self, output_size, *, channels_last=False):
     """Maxima of the adaptive windows, and their flat places."""
-    shape, outs = self.shape[self.ndim - nd :], expand_tuple(output_size, nd)
-    return _max_indices(
-        self, [adaptive_windows(n, out)[0] for n, out in zip(shape, outs, strict=True)]
-    )
+    shape = self.shape[slice(*space(self.ndim, nd, channels_last))]
+    sizes = zip(shape, expand_tuple(output_size, nd), strict=True)
+    return _max_indices(self, [adaptive_windows(*size)[0] for size in sizes], channels_last)
 
 
 def _fractional_starts(sample: Array, n: int, kernel: int, out: int) -> Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer_converters.aten._common import Array, acc_dtype, cast, category
-from jaxinfer_converters.aten._window import by_dims, take_windows
+from jaxinfer_converters.aten._window import by_dims, space, take_windows
 
 F = np.float32
 UNROLLED = 64  # taps: a sum of slices is 4 times or more faster than a reduction (XLA:CPU)
@@ -118,11 +118,11 @@ def weighted(x: Array, axis: int, taps: Taps) -> Array:
     return sum(terms[1:], terms[0])
 
 
-def _resize(nd: int, x: Array, size, align_corners, scales, taps) -> Array:
-    """Resize the last ``nd`` axes, last first."""
+def _resize(nd: int, x: Array, size, align_corners, scales, taps, channels_last) -> Array:
+    """Resize the ``nd`` spatial axes, last first."""
     y = cast(x, acc_dtype(x.dtype) if category(x.dtype) == 2 else F)
     for back in range(1, nd + 1):
-        axis = x.ndim - back
+        axis = space(x.ndim, nd, channels_last)[1] - back
         n, out = x.shape[axis], size[nd - back]
         if n == out and taps is not cubic_taps:  # whatever the scale, as in torch's CPU code
             continue
@@ -132,9 +132,11 @@ def _resize(nd: int, x: Array, size, align_corners, scales, taps) -> Array:
     return cast(y, x.dtype)
 
 
-def _nearest(nd: int, x: Array, size, scales, exact: bool) -> Array:
+def _nearest(nd: int, x: Array, size, scales, exact: bool, channels_last: bool) -> Array:
     """y[..., o, ...] = x[..., min(floor(o step), n - 1), ...]; exact: (o + 1/2) step."""
-    for axis, out, scale in zip(range(x.ndim - nd, x.ndim), size, scales, strict=True):
+    for axis, out, scale in zip(
+        range(*space(x.ndim, nd, channels_last)), size, scales, strict=True
+    ):
         n = x.shape[axis]
         step, o = _scale(n, out, False, scale), np.arange(out, dtype=F)
         source = step * o
@@ -149,33 +151,41 @@ def _nearest(nd: int, x: Array, size, scales, exact: bool) -> Array:
     return x
 
 
-def _target(nd: int, x: Array, size: Sequence[int] | None, factors: Sequence[float] | None):
+def _target(
+    nd: int,
+    x: Array,
+    size: Sequence[int] | None,
+    factors: Sequence[float] | None,
+    channels_last: bool,
+):
     """Output size and scales of a ``.vec`` overload: floor(n * factor)."""
     if factors is None:
         return size, (None,) * nd
-    shape = x.shape[x.ndim - nd :]
+    shape = x.shape[slice(*space(x.ndim, nd, channels_last))]
     return [int(n * f) for n, f in zip(shape, factors, strict=True)], factors
 
 
 def _add_nearest(name: str, exact: bool) -> None:
     @by_dims(f"aten.{name}{{}}d.default")
-    def default(nd, self, output_size, *scales):
-        return _nearest(nd, self, output_size, scales or (None,) * nd, exact)
+    def default(nd, self, output_size, *scales, channels_last=False):
+        return _nearest(nd, self, output_size, scales or (None,) * nd, exact, channels_last)
 
     @by_dims(f"aten.{name}{{}}d.vec")
-    def vec(nd, input, output_size, scale_factors):
-        return _nearest(nd, input, *_target(nd, input, output_size, scale_factors), exact)
+    def vec(nd, input, output_size, scale_factors, *, channels_last=False):
+        target = _target(nd, input, output_size, scale_factors, channels_last)
+        return _nearest(nd, input, *target, exact, channels_last)
 
 
 def _add_resize(name: str, nd: int, taps) -> None:
     @by_dims(f"aten.{name}.default", dims=(nd,))
-    def default(nd, self, output_size, align_corners, *scales):
-        return _resize(nd, self, output_size, align_corners, scales or (None,) * nd, taps)
+    def default(nd, self, output_size, align_corners, *scales, channels_last=False):
+        scales = scales or (None,) * nd
+        return _resize(nd, self, output_size, align_corners, scales, taps, channels_last)
 
     @by_dims(f"aten.{name}.vec", dims=(nd,))
-    def vec(nd, input, output_size, align_corners, scale_factors):
-        size, scales = _target(nd, input, output_size, scale_factors)
-        return _resize(nd, input, size, align_corners, scales, taps)
+    def vec(nd, input, output_size, align_corners, scale_factors, *, channels_last=False):
+        size, scales = _target(nd, input, output_size, scale_factors, channels_last)
+        return _resize(nd, input, size, align_corners, scales, taps, channels_last)
 
 
 _add_nearest("upsample_nearest", exact=False)

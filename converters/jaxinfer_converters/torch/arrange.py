@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
+
+from jaxinfer_converters import scan_layers as repeated
+from jaxinfer_converters.layout import channels_last
 from jaxinfer_converters.torch.capture import Captured
 
 LAYOUTS = ("NCHW", "NHWC", "keep")
 
 
-def arrange(captured: Captured, *, layout: str = "NCHW", scan_layers: bool = False) -> Captured:
+def arrange(
+    captured: Captured,
+    *,
+    layout: str = "NCHW",
+    scan_layers: bool = False,
+    tied: Collection[str] = (),
+) -> Captured:
     """Choose layouts, and scan repeated layers if asked.
 
     Args:
       layout: of images at the interface: ``"NCHW"`` (torch's) or ``"NHWC"``. Inside,
         convolutions run channels-last either way; ``"keep"`` leaves the graph as torch had it.
       scan_layers: run repeated blocks in one ``lax.scan`` over stacked parameters.
+      tied: tensors that have several names.
 
     Raises:
       ValueError: an unknown layout.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: required one of {', '.join(LAYOUTS)}, got {layout!r}")
-    del scan_layers
+    if layout != "keep":
+        captured = _channels_last(captured, tied, nhwc=layout == "NHWC")
+    if scan_layers:
+        graph, notes = repeated.scan_layers(captured.graph, tied=tied)
+        notes = {**captured.notes, "scan_layers": notes}
+        captured = dataclasses.replace(captured, graph=graph, notes=notes)
     return captured
+
+
+def _channels_last(captured: Captured, tied: Collection[str], *, nhwc: bool) -> Captured:
+    """Rewrite the graph, and the shapes of the inputs that are now channels-last."""
+    graph = channels_last(captured.graph, tied=tied, nhwc=nhwc)
+    leaves = list(captured.signature.leaves)
+    for item in graph.inputs:
+        if item.kind == "input" and item.aval is not None:
+            place = int(item.target)
+            leaves[place] = dataclasses.replace(leaves[place], shape=item.aval.shape)
+    signature = dataclasses.replace(captured.signature, leaves=tuple(leaves))
+    return dataclasses.replace(captured, graph=graph, signature=signature)

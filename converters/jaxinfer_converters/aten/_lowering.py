@@ -1,0 +1,85 @@
+"""Which way a convolution is computed, by its shape and the platform it is lowered for.
+
+Chosen by measurement (``benchmarks/conv_lowerings.py``, results beside it), on 2 cores of a
+Xeon with AVX-512, float32, against XLA's own convolution of the same layout:
+
+* depthwise kernels up to ``TAPS`` entries on CPUs: ``taps``;
+* kernels of one entry: ``product``, on every platform;
+* transposed convolutions with strides, of three dimensions or depthwise, on CPUs: ``phases``
+  (of one and two dimensions XLA's own is as fast);
+* everything else: XLA's own.
+
+``lax.platform_dependent`` keeps both ways until the platform is known, so that an export for
+several platforms has the right one for each.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer_converters.aten import _convolve as ways
+from jaxinfer_converters.aten._common import Array, precision, prod
+from jaxinfer_converters.aten._convolve import Transposed, Window
+
+# Input, kernel and output axes by number of spatial dimensions, as torch has them.
+FIRST = {
+    1: ("NCW", "OIW", "NCW"),
+    2: ("NCHW", "OIHW", "NCHW"),
+    3: ("NCDHW", "OIDHW", "NCDHW"),
+}
+
+TAPS = 128  # entries of a depthwise kernel: each is a term of the compiled sum
+
+
+def _depthwise(inputs: int, channels: int, kernel: tuple[int, ...], groups: int) -> bool:
+    return inputs == 1 and groups == channels > 1 and prod(kernel) <= TAPS
+
+
+def convolve(x: Array, w: Array, window: Window) -> Array:
+    """Convolve channels last: x[b, ..., i] with w[..., i, o]."""
+    *kernel, inputs, _ = w.shape
+    direct = functools.partial(ways.direct, window=window)
+    if _depthwise(inputs, x.shape[-1], tuple(kernel), window.groups):
+        taps = functools.partial(ways.taps, window=window)
+        return lax.platform_dependent(x, w, cpu=taps, default=direct)
+    if prod(kernel) == 1 and window.groups == 1:
+        return ways.product(x, w, window)
+    return direct(x, w)
+
+
+def convolve_first(x: Array, w: Array, window: Window) -> Array:
+    """Convolve channels first: x[b, i, ...] with w[o, i, ...]."""
+    nd = w.ndim - 2
+
+    def direct(x: Array, w: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            window_strides=window.stride,
+            padding=window.padding,
+            rhs_dilation=window.dilation,
+            dimension_numbers=FIRST[nd],
+            feature_group_count=window.groups,
+            precision=precision(x, w),
+        )
+
+    def taps(x: Array, w: Array) -> Array:
+        w = lax.transpose(w, (*range(2, nd + 2), 1, 0))
+        return jnp.moveaxis(ways.taps(jnp.moveaxis(x, 1, -1), w, window), -1, 1)
+
+    if _depthwise(w.shape[1], x.shape[1], w.shape[2:], window.groups):
+        return lax.platform_dependent(x, w, cpu=taps, default=direct)
+    return direct(x, w)
+
+
+def convolve_transposed(x: Array, w: Array, how: Transposed) -> Array:
+    """Transposed convolution channels last: x[b, ..., i] with w[..., i, o]."""
+    dilated = functools.partial(ways.dilated, how=how)
+    slow = w.ndim == 5 or how.groups == x.shape[-1] > 1
+    if not slow or max(how.dilation) > 1 or max(how.stride) == 1:
+        return dilated(x, w)
+    phases = functools.partial(ways.phases, how=how, convolve=convolve)
+    return lax.platform_dependent(x, w, cpu=phases, default=dilated)
