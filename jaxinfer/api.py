@@ -22,6 +22,7 @@ def from_torch(
     weights: Any = None,
     layout: str = "NCHW",
     scan_layers: bool = False,
+    x64: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Convert a PyTorch module (or ``torch.export.ExportedProgram``) to a Model.
@@ -44,6 +45,10 @@ def from_torch(
         convolutions run channels-last either way; ``"keep"`` leaves every layout as it was.
       scan_layers: run repeated blocks in one ``lax.scan`` over stacked parameters, to cut
         compile time.
+      x64: compute in 64 bits wherever the module does (int64, float64, complex128). The model
+        then turns 64-bit types on for its own calls, also after ``load``; ``model.apply``
+        demands them on. False: as JAX is configured, which by default narrows them to 32
+        bits, and refuses numbers that do not fit.
       progress: called as ``progress(leaf name, done, total)``.
 
     Returns:
@@ -68,6 +73,7 @@ def from_torch(
         weights=weights,
         layout=layout,
         scan_layers=scan_layers,
+        x64=x64,
         progress=progress,
     )
 

@@ -157,6 +157,7 @@ class GraphProgram:
       signature: the user's inputs, with symbolic sizes.
       outputs: structure of what the module returned.
       constants: arrays that are no parameters (index tables, masks), part of the function.
+      x64: whether it computes in 64 bits where the graph says so (``from_torch(x64=True)``).
       fixed_outputs: leaves of the output that are not arrays (None, numbers), by position.
     """
 
@@ -164,6 +165,7 @@ class GraphProgram:
     signature: Signature
     outputs: Structure
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    x64: bool = False
     kind: ClassVar[str] = "graph"
     fixed: ClassVar[bool] = True
 
@@ -240,6 +242,7 @@ class GraphProgram:
             "graph": self.graph.to_json(),
             "signature": self.signature.to_json(),
             "outputs": self.outputs.to_json(),
+            **({"x64": True} if self.x64 else {}),
         }
 
     @classmethod
@@ -262,7 +265,10 @@ class GraphProgram:
         if lacking:
             raise ValueError(f"constants missing from the artefact: {', '.join(lacking)}")
         signature = Signature.from_json(data["signature"])
-        return cls(graph, signature, Structure.from_json(data["outputs"]), constants)
+        x64 = data.get("x64", False)
+        if not isinstance(x64, bool):
+            raise ValueError(f"x64: required true or false, got {str(x64)[:80]!r}")
+        return cls(graph, signature, Structure.from_json(data["outputs"]), constants, x64)
 
 
 def _entry(value: Any, aval: Aval | None) -> Any:

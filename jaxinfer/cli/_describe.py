@@ -11,11 +11,12 @@ from typing import Any
 import jax
 
 from jaxinfer.core import dtypes
+from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.flops import Cost, count
 from jaxinfer.core.model import Model
 from jaxinfer.core.parity import outputs_of
-from jaxinfer.core.program import param_names
+from jaxinfer.core.program import param_names, x64_of
 from jaxinfer.core.symbols import bound_text, evaluate
 
 
@@ -108,6 +109,11 @@ def costs(model: Model, sizes: Mapping[str, int]) -> Costs:
     Raises:
       InputError: a size of an input is an expression that has no value.
     """
+    with x64_scope(x64_of(model.program)):
+        return _costs(model, sizes)
+
+
+def _costs(model: Model, sizes: Mapping[str, int]) -> Costs:
     specs = model.inputs
     avals: list[Any] = []
     for spec in specs:

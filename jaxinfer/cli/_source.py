@@ -31,6 +31,11 @@ _OPTIONS = (
         show_default=True,
         help="Keep batch and sequence sizes dynamic where the model allows, or fix every size.",
     ),
+    click.option(
+        "--x64",
+        is_flag=True,
+        help="Compute in 64 bits wherever SRC does (int64, float64), also when loaded again.",
+    ),
     click.option("--class", "class_name", metavar="NAME", help="Class to build from a checkpoint."),
     click.option("--dtype", metavar="DTYPE", help="Float dtype to build the module in."),
     click.option(
@@ -58,7 +63,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def opened(source: str, given: dict[str, Any]) -> Source:
     """Open a source with the command's options (``tolerance`` is not one of them)."""
-    names = ("weights", "inputs", "dynamic", "class_name", "dtype", "seed")
+    names = ("weights", "inputs", "dynamic", "class_name", "dtype", "x64", "seed")
     return open_source(source, Options(**{name: given[name] for name in names}))
 
 

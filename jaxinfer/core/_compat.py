@@ -5,6 +5,7 @@ Supported: jax 0.9.2 to 0.11, without 0.10.2 (wrong numbers on CPU, jax issue 39
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -13,6 +14,11 @@ import jax
 def x64_enabled() -> bool:
     """Return whether 64-bit types are on where the caller stands (config or context)."""
     return bool(jax.config.read("jax_enable_x64"))
+
+
+def x64_scope(on: bool = True) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which 64-bit types are on (for this thread); none if not ``on``."""
+    return jax.enable_x64(True) if on else contextlib.nullcontext()
 
 
 def subjaxprs(params: dict[str, Any]) -> list[Any]:

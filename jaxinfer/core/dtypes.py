@@ -26,6 +26,8 @@ _EXTENDED = (
     "float8_e5m2",
     "float8_e5m2fnuz",
     "float8_e8m0fnu",
+    "int2",
+    "uint2",
     "int4",
     "uint4",
     "float4_e2m1fn",
@@ -33,6 +35,10 @@ _EXTENDED = (
 _PLAIN = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
+)
+X64_ADVICE = (
+    "turn them on (x64=True in ji.from_torch, --x64 on the command line, or "
+    "jax.config.update('jax_enable_x64', True))"
 )
 NAMES = frozenset((*_PLAIN, *_EXTENDED))
 
@@ -73,7 +79,7 @@ def check_range(array: np.ndarray, target: np.dtype, what: str) -> None:
         raise OverflowError(
             f"{what}: {array.dtype.name} value {worst} does not fit {target.name} "
             f"([{info.min}, {info.max}]), which JAX computes in with 64-bit types off; "
-            "turn them on (jax.config.update('jax_enable_x64', True)) or make the value smaller"
+            f"{X64_ADVICE}, or make the value smaller"
         )
 
 

@@ -31,6 +31,7 @@ class Options:
       dynamic: ``"auto"`` (batch and sequence sizes where the model allows) or ``"none"``.
       class_name: the class to build from a checkpoint, if not the one it names.
       dtype: float dtype to build the module in (None: as the source says).
+      x64: compute in 64 bits wherever the source does.
       seed: of example inputs, and of random weights where there are none.
     """
 
@@ -39,6 +40,7 @@ class Options:
     dynamic: str = "auto"
     class_name: str | None = None
     dtype: str | None = None
+    x64: bool = False
     seed: int = 0
 
 

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import jax
 
+from jaxinfer.core._compat import x64_enabled, x64_scope
 from jaxinfer.core.arrays import as_array
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.multi import MultiProgram
-from jaxinfer.core.program import Program
+from jaxinfer.core.program import Program, x64_of
 from jaxinfer.core.signature import LeafSpec, Signature
 
 
@@ -104,12 +105,20 @@ class Model:
         program declares. A model that samples needs ``rng_key``. A model that changes its
         buffers returns ``(outputs, new_state)``, ``new_state`` a dict by buffer name.
 
+        A model converted with ``x64=True`` traces only where 64-bit types are on
+        (``with jax.enable_x64(True):``, or the configuration); its ``__call__`` sees to that.
+
         Raises (while tracing):
           InputError, InputTypeError: the inputs do not fit; all problems at once.
         """
         program, run = self.program, self._run()
 
         def apply(params: Any, *args: Any, rng_key: Any = None, **kwargs: Any) -> Any:
+            if x64_of(program) and not x64_enabled():
+                raise InputError(
+                    "this model computes in 64 bits (x64=True): trace and call apply within "
+                    "`with jax.enable_x64(True):`, or call model(...), which does so itself"
+                )
             leaves = program.signature.flatten(args, kwargs)
             return program.finish(run(params, leaves, _need_key(program, rng_key)))
 
@@ -138,6 +147,10 @@ class Model:
           InputError, InputTypeError: the inputs do not fit; all problems at once.
           OverflowError: a 64-bit integer does not fit while 64-bit types are off.
         """
+        with x64_scope(x64_of(self.program)):
+            return self._call(args, kwargs, rng_key)
+
+    def _call(self, args: Any, kwargs: Any, rng_key: Any) -> Any:
         signature = self.program.signature
         values = signature.flatten(args, kwargs)
         if signature.open:

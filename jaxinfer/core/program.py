@@ -70,6 +70,11 @@ class Program(Protocol):
         ...
 
 
+def x64_of(program: Any) -> bool:
+    """Return whether a program computes in 64 bits, whatever JAX is configured to."""
+    return bool(getattr(program, "x64", False))
+
+
 def find_entry_point(name: str) -> Any:
     """Load the converter registered under ``name``.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.core import dtypes
+from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import ArtefactError, CheckpointError, JaxinferError, MissingExtraError
 from jaxinfer.core.model import Model
-from jaxinfer.core.program import param_names, program_kind
+from jaxinfer.core.program import param_names, program_kind, x64_of
 from jaxinfer.core.structure import Structure
 from jaxinfer.io import _json, _tree
 from jaxinfer.io._directory import sha256
@@ -71,7 +72,8 @@ def load_model(path: Path, rewrites: Mapping[str, Any]) -> Model:
     assert program is not None
     assert specs is not None
     assert weights is not None
-    params = _tree.unflatten(_arrays(path, specs, weights), structure)
+    with x64_scope(x64_of(program)):
+        params = _tree.unflatten(_arrays(path, specs, weights), structure)
     return Model(program, params, tuple(kept), provenance)
 
 

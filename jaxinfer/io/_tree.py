@@ -100,8 +100,7 @@ def to_device(name: str, array: np.ndarray) -> jax.Array:
         if not np.array_equal(back, array, equal_nan=inexact):
             raise OverflowError(
                 f"{name}: {array.dtype.name} values are not exact in {target.name}, which JAX "
-                "computes in with 64-bit types off; turn them on "
-                "(jax.config.update('jax_enable_x64', True))"
+                f"computes in with 64-bit types off; {dtypes.X64_ADVICE}"
             )
         array = narrow
     return jnp.array(array, copy=True)

@@ -11,8 +11,9 @@ Nothing is pickled and nothing in a directory is executed or imported; the one l
 is that of the program kind among the installed entry points. The checksums find damaged and
 swapped files, not a forger, who can write his own.
 
-64-bit parameters saved under x64 load with x64 off if every value fits the 32-bit dtype
-exactly; else loading says to turn x64 on.
+A program that was converted with ``x64=True`` says so in ``model.json``, and computes in 64 bits
+wherever it is loaded. Other 64-bit parameters, saved under x64, load with x64 off if every value
+fits the 32-bit dtype exactly; else loading says to turn x64 on.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def cast(x: Any, dtype: Any) -> Array:
         if not info.min <= x <= info.max:
             raise OverflowError(
                 f"the number {x} does not fit {dtype.name}, which JAX computes in with 64-bit "
-                "types off; turn them on (jax.config.update('jax_enable_x64', True))"
+                f"types off; {dtypes.X64_ADVICE}"
             )
     return jnp.asarray(x, dtype)
 

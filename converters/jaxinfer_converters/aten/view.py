@@ -77,8 +77,7 @@ def view_dtype(context: Any, self: Array, dtype: np.dtype) -> Array:
     aval = context.aval() if context.node is not None else None
     if aval is not None and dtypes.canonical(aval.dtype) != dtypes.dtype_of(aval.dtype):
         raise NotImplementedError(
-            f"the bytes of {aval.dtype} do not exist with 64-bit types off: "
-            "turn them on (jax.config.update('jax_enable_x64', True))"
+            f"the bytes of {aval.dtype} do not exist with 64-bit types off: {dtypes.X64_ADVICE}"
         )
     dtype = np.dtype(dtype)
     if self.dtype == dtype:

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from jaxinfer import __version__
 from jaxinfer.core import dtypes
+from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import ConversionError
 from jaxinfer.core.frontend import Progress
 from jaxinfer.core.model import Model
@@ -43,12 +44,27 @@ def from_torch(
     weights: Any = None,
     layout: str = "NCHW",
     scan_layers: bool = False,
+    x64: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Convert a PyTorch module to a pure function and its parameters.
 
     See ``jaxinfer.from_torch`` for the arguments, the errors and an example.
     """
+    if x64:  # the same where 64-bit types are on, and the program remembers it
+        with x64_scope():
+            model = from_torch(
+                module,
+                example_args,
+                example_kwargs,
+                dynamic_shapes,
+                weights=weights,
+                layout=layout,
+                scan_layers=scan_layers,
+                progress=progress,
+            )
+        assert isinstance(model.program, GraphProgram)
+        return model.replace(program=dataclasses.replace(model.program, x64=True))
     with warnings.catch_warnings():
         # torch 2.13's run_decompositions copies tree specs through a deprecated check
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)

@@ -86,7 +86,15 @@ def module_source(
         model = None
         for spec in [None] if options.dynamic == "none" else _less_and_less(dynamic):
             try:
-                model = from_torch(module, args, kwargs, spec, weights=weights, progress=progress)
+                model = from_torch(
+                    module,
+                    args,
+                    kwargs,
+                    spec,
+                    weights=weights,
+                    x64=options.x64,
+                    progress=progress,
+                )
                 break
             except ConversionError as error:
                 if FIXED_SIZE not in str(error):
@@ -268,7 +276,7 @@ def _open_pt2(source: str, options: Options) -> Source:
     label = f"ExportedProgram from {path.name}"
 
     def convert(progress: Progress | None) -> Model:
-        model = from_torch(program, weights=options.weights, progress=progress)
+        model = from_torch(program, weights=options.weights, x64=options.x64, progress=progress)
         return model.replace(provenance={**model.provenance, "source": label})
 
     def reference(
