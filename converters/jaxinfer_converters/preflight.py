@@ -23,9 +23,10 @@ def missing_rules(graph: Graph) -> None:
     first: dict[str, Node] = {}
     counts: dict[str, int] = {}
     for node in graph.walk():
-        if node.op not in OPS:
-            first.setdefault(node.op, node)
-            counts[node.op] = counts.get(node.op, 0) + 1
+        for op in (node.op, *_called(node)):
+            if op not in OPS:
+                first.setdefault(op, node)
+                counts[op] = counts.get(op, 0) + 1
     if not first:
         return
     problems = []
@@ -39,6 +40,12 @@ def missing_rules(graph: Graph) -> None:
     raise MissingRulesError(
         listing(title, problems, HOW_TO_REGISTER.format(name=next(iter(first))))
     )
+
+
+def _called(node: Node) -> tuple[str, ...]:
+    """Return the operator that a higher-order operator calls, if its first argument names one."""
+    takes_op = node.op in ("higher_order.auto_functionalized_v2", "higher_order.out_dtype")
+    return (str(node.args[0]),) if takes_op else ()
 
 
 def random_nodes(graph: Graph) -> list[Node]:

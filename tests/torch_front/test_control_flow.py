@@ -7,8 +7,10 @@ import torch
 from torch._higher_order_ops.map import map as torch_map
 from torch._higher_order_ops.scan import scan as torch_scan
 from torch._higher_order_ops.while_loop import while_loop as torch_while_loop
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import jaxinfer as ji
+from jaxinfer_converters.program import GraphProgram
 
 
 class Cond(torch.nn.Module):
@@ -150,3 +152,124 @@ def test_random_numbers_differ_from_step_to_step():
     assert len(np.unique(noise, axis=0)) > 5
     again = np.asarray(model.apply(model.params, x, rng_key=jax.random.key(0)))
     np.testing.assert_array_equal(noise, again)
+
+
+class Call(torch.nn.Module):
+    def __init__(self, fn):
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, *args):
+        return self.fn(*args)
+
+
+def causal(b, h, q, k):
+    return q >= k
+
+
+def alibi(score, b, h, q, k):
+    return score - (q - k) * 2.0 ** -(h + 1)
+
+
+@pytest.mark.parametrize("heads", [4, 2], ids=["as many heads", "grouped"])
+def test_flex_attention(heads):
+    mask = create_block_mask(causal, B=None, H=None, Q_LEN=96, KV_LEN=128, device="cpu")
+    q, k, v = _x(0, 2, 4, 96, 16), _x(1, 2, heads, 128, 16), _x(2, 2, heads, 128, 8)
+    call = lambda q, k, v: flex_attention(
+        q, k, v, score_mod=alibi, block_mask=mask, enable_gqa=True, return_lse=True
+    )
+    model = assert_same(Call(call), (q, k, v))
+    assert [n.op for n in graph(model).nodes].count("higher_order.flex_attention") == 1
+
+
+def test_flex_attention_reads_buffers_and_masks_rows_wholly():
+    bias = _x(3, 4)
+    documents = torch.tensor([0] * 40 + [1] * 24)
+
+    def fn(q, k, v, bias, documents):
+        def score(score, b, h, q, k):
+            return score * (b + 1) + bias[h]
+
+        def visible(b, h, q, k):
+            return (documents[q] == documents[k]) & (q > k)
+
+        mask = create_block_mask(visible, None, None, 64, 64, device="cpu")
+        return flex_attention(q, k, v, score_mod=score, block_mask=mask)
+
+    args = (*(_x(i, 2, 4, 64, 16) for i in range(3)), bias, documents)
+    model = assert_same(Call(fn), args)
+    out = np.asarray(model(*args))
+    assert not out[:, :, 0].any()  # the first query of each document sees nothing
+    assert not out[:, :, 40].any()
+    assert out[:, :, 1].any()
+    arrays = [np.asarray(x) for x in args]
+    total = jax.jit(lambda q: model.apply(model.params, q, *arrays[1:]).sum())
+    step = np.asarray(_x(4, *args[0].shape)) * 1e-2
+    along = (total(arrays[0] + step) - total(arrays[0] - step)) / 2
+    # torch has no backward of it on CPU; a difference of steps is good to three digits
+    np.testing.assert_allclose((jax.grad(total)(arrays[0]) * step).sum(), along, rtol=1e-2)
+
+
+def test_vmap_and_associative_scan_are_ordinary_operators():
+    from torch._higher_order_ops.associative_scan import associative_scan
+
+    assert_same(Call(lambda x: torch.vmap(lambda y: (y**2).sum() - y)(x)), (_x(0, 5, 3),))
+    add = lambda x: associative_scan(torch.add, x, dim=0, combine_mode="generic")
+    assert_same(Call(add), (_x(0, 7, 3),))
+
+
+def test_functional_call():
+    layer = torch.nn.Linear(3, 3)
+
+    class Doubled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            weights = {"weight": self.layer.weight * 2, "bias": self.layer.bias}
+            return torch.func.functional_call(self.layer, weights, (x,))
+
+    assert_same(Doubled(), (_x(0, 5, 3),))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of jvp
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: torch.func.grad(lambda y: (y**3).sum())(x) + x,
+        lambda x: torch.func.grad(lambda y: (y @ y.t()).sum())(x),
+        lambda x: torch.func.jvp(torch.sin, (x,), (x,))[1],
+    ],
+)
+def test_derivatives_inside_a_forward_are_refused(fn):
+    with pytest.raises(ji.JaxinferError, match=r"torch\.func\.grad.*jax\.grad"):
+        ji.from_torch(Call(fn), (_x(0, 5, 3),))
+
+
+def test_regions_marked_for_torchs_compiler_are_called():
+    strict = torch.ops.higher_order.strict_mode
+    hints = torch.ops.higher_order.hints_wrapper
+    assert_same(Call(lambda x: strict(lambda y: (y.sin(),), (x,))), (_x(0, 5, 3),))
+    fn = lambda x: hints(lambda y: y.sin(), (x,), {}, hints={"tile": 1})
+    assert_same(Call(fn), (_x(0, 5, 3),))
+
+
+def test_invoke_quant_packed():
+    from torch._higher_order_ops import invoke_quant_packed
+
+    assert_same(Call(lambda x: invoke_quant_packed(lambda y: (y.sin(),), x)[0]), (_x(0, 5, 3),))
+
+
+def test_out_dtype_sums_in_the_wider_type():
+    def fn(x):
+        x = (x * 20).clamp(-127, 127).to(torch.int8)
+        return torch.ops.higher_order.out_dtype(torch.ops.aten.mm.default, torch.int32, x, x.t())
+
+    model = assert_same(Call(fn), (_x(0, 5, 64),))
+    assert np.abs(np.asarray(model(_x(0, 5, 64)))).max() > 2**13
+
+
+def graph(model):
+    assert isinstance(model.program, GraphProgram)
+    return model.program.graph

@@ -94,3 +94,26 @@ def map_impl(
         return index + 1, _settle(out)
 
     return lax.scan(step, jnp.zeros((), np.int32), list(xs))[1]
+
+
+@rule("higher_order.invoke_quant_packed", "higher_order.strict_mode", context=True)
+def called(context: Any, body_graph: Any, *operands: Any, **options: Any) -> list[Any]:
+    """body(operands): a region marked for torch's own compiler."""
+    del options
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    return context.call(body_graph, operands)
+
+
+@rule("higher_order.hints_wrapper", context=True)
+def hints_wrapper(
+    context: Any,
+    body_graph: Any,
+    operands: Sequence[Any],
+    options: Any = None,
+    *,
+    hints: Any = None,
+) -> list[Any]:
+    """body(operands): hints are for torch's own compiler."""
+    del options, hints
+    return context.call(body_graph, operands)

@@ -257,7 +257,7 @@ def _explained(
         return ConversionError(_data_text(module, again, error))
     if "Constraints violated" in str(error) or "pecializ" in str(error):
         return ConversionError(_sizes_text(again, error))
-    if "functorch" in text:
+    if "functorch" in str(error):
         return ConversionError(f"torch.export failed: {_first_line(error)}\n{TRANSFORM_ADVICE}")
     if layer := failing_layer(module, args, kwargs):
         return ConversionError(layer)

@@ -1,4 +1,4 @@
-"""Where torch would not differentiate: ``no_grad`` regions and ``torch.func`` in an exported graph.
+"""Where torch would not differentiate: ``no_grad`` regions of an exported graph.
 
 An export with gradients enabled wraps each ``no_grad`` region in a higher-order operator.
 ``inline_regions`` puts its operators back in line, with their own source lines, and a
@@ -21,12 +21,19 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 from torch.overrides import TorchFunctionMode
 
+from jaxinfer.core.errors import ConversionError
+
 WITHOUT_GRADIENTS = "exported without gradients"
 """Key of the graph module's ``meta``: why ``no_grad`` regions could not be seen, or ''."""
 
 _REGION = "wrap_with_set_grad_enabled"
 _DATA = torch.Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
-_IDENTITIES = ("_unwrap_for_grad",)
+_TRANSFORMS = ("_unwrap_for_grad", "_make_dual", "_unpack_dual")
+TRANSFORM_ADVICE = (
+    "torch.export does not capture torch.func.grad, jvp and their kind inside a forward (it takes "
+    "what is differentiated for a constant). Convert the function inside as a module of its own, "
+    "and differentiate that with jax.grad or jax.jvp; torch.vmap and functional_call convert."
+)
 
 
 class GradMode(TorchFunctionMode):
@@ -55,12 +62,16 @@ class GradMode(TorchFunctionMode):
 def inline_regions(program: ExportedProgram, *, own: bool = False) -> ExportedProgram:
     """Return a program without ``no_grad`` regions: their results are detached instead.
 
-    ``torch.func.grad`` leaves identities at its end, which torch cannot decompose: they go.
-
     Args:
       own: the program may be changed; else one with regions is copied first (not its weights).
+
+    Raises:
+      ConversionError: the program holds a ``torch.func`` transform, which is not captured.
     """
-    if not has_regions(program) and not any(map(_is_identity, _nodes(program))):
+    for node in _nodes(program):
+        if getattr(node.target, "__name__", "") in _TRANSFORMS:
+            raise ConversionError(TRANSFORM_ADVICE)
+    if not has_regions(program):
         return program
     if not own:
         program = _copied(program)
@@ -100,10 +111,6 @@ def _is_region(node: FxNode) -> bool:
     )
 
 
-def _is_identity(node: FxNode) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") in _IDENTITIES
-
-
 def _copied(program: ExportedProgram) -> ExportedProgram:
     module = copy.deepcopy(program.graph_module)
     return ExportedProgram(
@@ -125,24 +132,16 @@ def _inline(module: GraphModule, renamed: dict[str, str]) -> None:
         if isinstance(child, GraphModule):
             _inline(child, {})
     for node in list(module.graph.nodes):
-        if _is_identity(node):
-            value = node.args[0]
-            assert isinstance(value, FxNode)
-            _replace(node, value, renamed)
-        elif _is_region(node):
+        if _is_region(node):
             for user, value in zip(*_spliced(module, node), strict=True):
-                _replace(user, value, renamed)
+                user.replace_all_uses_with(value)
+                module.graph.erase_node(user)
+                renamed[user.name] = value.name
             body = node.args[1]
             assert isinstance(body, FxNode)
             module.graph.erase_node(node)
             module.graph.erase_node(body)
     module.delete_all_unused_submodules()
-
-
-def _replace(node: FxNode, value: FxNode, renamed: dict[str, str]) -> None:
-    node.replace_all_uses_with(value)
-    node.graph.erase_node(node)
-    renamed[node.name] = value.name
 
 
 def _spliced(module: GraphModule, region: FxNode) -> tuple[list[FxNode], list[FxNode]]:
