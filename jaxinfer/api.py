@@ -78,6 +78,62 @@ def from_torch(
     )
 
 
+def from_onnx(
+    source: Any,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    dynamic: bool = True,
+    layout: str = "NCHW",
+    x64: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Convert an ONNX model to a Model.
+
+    ``params`` is a flat dict keyed by the initializers' names. Sizes that the model names
+    (``dim_param``) or leaves open are symbols of the signature.
+
+    Args:
+      source: the path of an ``.onnx`` file (its external data is read from its folder), or an
+        ``onnx.ModelProto``.
+      inputs: shapes by input name, in place of those the model declares: integers and names
+        of dynamic sizes, ``{"x": ("batch", 3, 224, 224)}``; for a sequence a list of shapes;
+        None leaves an optional input out.
+      fixed: values by input name: they become constants, and are no arguments any more. An
+        input that a shape, an axis or a count depends on has to be one of them.
+      dynamic: false fixes every size that is a symbol to 1, or to what ``inputs`` says.
+      layout: of images at the interface: ``"NCHW"`` (ONNX's) or ``"NHWC"``. Inside,
+        convolutions run channels-last either way; ``"keep"`` leaves every layout as it was.
+      x64: compute in 64 bits wherever the model does; see ``from_torch``.
+      progress: called as ``progress(initializer name, done, total)``.
+
+    Returns:
+      A Model. Cost: one or two abstract traces, and one copy of the weights, one at a time.
+
+    Raises:
+      CheckpointError: the file is no ONNX model, is cut short, or its external data is missing,
+        misshapen, or outside its folder.
+      ConversionError: an opset that is not supported, inputs without shapes, shapes that
+        depend on data, strings; what, where, and what to do.
+      MissingRulesError: operators without a rule, all of them (before any weight is read).
+      MissingExtraError: onnx is not installed.
+
+    Example::
+
+        model = ji.from_onnx("resnet18.onnx", inputs={"x": ("batch", 3, 224, 224)})
+        y = model(x)
+    """
+    return find_entry_point("onnx").convert(
+        source,
+        inputs=inputs,
+        fixed=fixed,
+        dynamic=dynamic,
+        layout=layout,
+        x64=x64,
+        progress=progress,
+    )
+
+
 def _torch_front_end() -> Any:
     try:
         return find_entry_point("torch")

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxinfer_converters.aten  # noqa: F401  (registers the rules)
+import jaxinfer_converters.aten
+import jaxinfer_converters.onnx_rules  # noqa: F401  (both register rules)
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import JaxinferError, MissingRulesError
 from jaxinfer.core.ops import OPS

@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Convert SRC to a model directory OUT.
 
-    SRC is model.pt2, a Hugging Face checkpoint directory, timm:NAME, or
+    SRC is model.pt2, model.onnx, a Hugging Face checkpoint directory, timm:NAME, or
     package.module:factory (a function that returns a torch module, or a tuple of module and
     example inputs).
 

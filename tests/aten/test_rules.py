@@ -13,7 +13,10 @@ from tests.aten import harness
 CASES = harness.all_cases()
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 BUILT_IN = [
-    name for name, rule in OPS.items() if rule.__module__.startswith("jaxinfer_converters.")
+    name
+    for name, rule in OPS.items()
+    if rule.__module__.startswith("jaxinfer_converters.")
+    and not rule.__module__.startswith("jaxinfer_converters.onnx_rules.")  # tests/onnx_front
 ]
 
 
