@@ -25,6 +25,7 @@ from jaxinfer.core.signature import Signature
 from jaxinfer.core.structure import Structure
 from jaxinfer.core.symbols import evaluate
 from jaxinfer_converters.graph import Aval, DType, Graph, Node, Ref, Sub
+from jaxinfer_converters.layout import permutes
 from jaxinfer_converters.preflight import missing_rules, random_nodes
 
 
@@ -203,6 +204,14 @@ class GraphProgram:
     def random(self) -> bool:
         """Whether any node samples random numbers."""
         return bool(self.random_sites)
+
+    @functools.cached_property
+    def layout_permutes(self) -> tuple[str, ...]:
+        """What the layout pass could not cancel: shape and module of each permute that is left."""
+        return tuple(
+            f"{permuted.avals[0]} in {permuted.path or 'the module itself'}"
+            for permuted in permutes(self.graph)
+        )
 
     @property
     def mutates(self) -> tuple[str, ...]:

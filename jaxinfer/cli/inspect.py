@@ -68,6 +68,7 @@ def command(model_dir: str, sizes: dict[str, int], depth: int, as_json: bool) ->
         "outputs": _describe.output_texts(model, costs.outputs),
         "samples": bool(model.program.random),
         "changes": list(getattr(model.program, "mutates", ())),
+        "layout_permutes": list(getattr(model.program, "layout_permutes", ())),
         "parameters": {
             "leaves": len(leaves),
             "values": sum(leaf.size for leaf in leaves),
@@ -106,6 +107,7 @@ def _rows(model: Any, described: dict[str, Any], costs: Any) -> list[tuple[str, 
     rows += [
         ("samples", "yes: pass a random key" if described["samples"] else "no"),
         ("changes", ", ".join(described["changes"]) or "nothing"),
+        *_layout_rows(described["layout_permutes"]),
         (
             "parameters",
             f"{_console.in_units(leaves['values'])} values in {leaves['leaves']} leaves, "
@@ -124,6 +126,14 @@ def _rows(model: Any, described: dict[str, Any], costs: Any) -> list[tuple[str, 
     if described["rewrites"]:
         rows.append(("rewrites", ", ".join(described["rewrites"])))
     return rows + _provenance_rows(described["provenance"])
+
+
+def _layout_rows(left: Sequence[str]) -> list[tuple[str, str]]:
+    """Say how many permutes between layouts are left, and where."""
+    if not left:
+        return []
+    shown = [("layout permutes", f"{len(left)}: {left[0]}"), *(("", text) for text in left[1:4])]
+    return shown + ([("", f"and {len(left) - 4} more (--json lists all)")] if len(left) > 4 else [])
 
 
 def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
