@@ -44,12 +44,11 @@ class Book:
 
     def __init__(self, suite: str, module: Any):
         self.path = FOLDER / f"{suite}.json"
-        self.units: dict[str, list[dict[str, Any]]] = {}
+        self.units = self._read()
+        self.new: set[str] = set()
+        self.gone: set[str] = set()
         self.saved = time.monotonic()
         self.commit = _commit()
-        if self.path.exists():
-            for case in json.loads(self.path.read_text())["cases"]:
-                self.units.setdefault(case.get("unit", case["name"]), []).append(case)
         self.head = {
             "suite": suite,
             "title": module.TITLE,
@@ -57,6 +56,13 @@ class Book:
             "target": getattr(module, "TARGET", None),
             "command": f"python -m benchmarks.coverage --suite {suite}",
         }
+
+    def _read(self) -> dict[str, list[dict[str, Any]]]:
+        units: dict[str, list[dict[str, Any]]] = {}
+        if self.path.exists():
+            for case in json.loads(self.path.read_text())["cases"]:
+                units.setdefault(case.get("unit", case["name"]), []).append(case)
+        return units
 
     def has(self, unit: str) -> bool:
         return unit in self.units
@@ -67,6 +73,7 @@ class Book:
     def add(self, unit: str, cases: Sequence[Case]) -> None:
         """Replace a unit's cases; writes the file now and then."""
         self.units[unit] = [self._entry(unit, case) for case in cases]
+        self.new.add(unit)
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.write()
 
@@ -80,7 +87,7 @@ class Book:
 
     def keep_only(self, units: Sequence[str]) -> None:
         """Drop the units that the suite no longer has."""
-        self.units = {name: self.units[name] for name in units if name in self.units}
+        self.gone = set(self.units) - set(units)
 
     def summary(self) -> str:
         """Return ``12 pass, 1 fail, 2 excluded`` over all units of the file."""
@@ -89,7 +96,9 @@ class Book:
         return ", ".join(counts)
 
     def write(self) -> None:
-        """Write the file, aside and renamed."""
+        """Write the file, aside and renamed; what another process has added to it stays."""
+        units = self._read() | {name: self.units[name] for name in self.new}
+        self.units = {name: cases for name, cases in units.items() if name not in self.gone}
         cases = [case for unit in sorted(self.units) for case in self.units[unit]]
         head = json.dumps(self.head | _environment(self.commit), indent=1)
         lines = ",\n".join("  " + json.dumps(case) for case in cases)

@@ -146,26 +146,41 @@ def to_copy(self: Array, *, dtype: Any = None) -> Array:
 
 @rule("aten.to.dtype", "aten.to.dtype_layout")
 def to_dtype(
-    self: Array, dtype: Any = None, non_blocking: bool = False, copy: bool = False
+    self: Array,
+    dtype: Any = None,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: None = None,
 ) -> Array:
     """x in another dtype; floats are truncated to integers."""
-    del non_blocking, copy
+    del non_blocking, copy, memory_format
     return to_copy(self, dtype=dtype)
 
 
 @rule("aten.to.device")
 def to_device(
-    self: Array, device: Any, dtype: Any, non_blocking: bool = False, copy: bool = False
+    self: Array,
+    device: Any,
+    dtype: Any,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: None = None,
 ) -> Array:
     """x in another dtype; JAX places a function's values itself."""
-    del device, non_blocking, copy
+    del device, non_blocking, copy, memory_format
     return to_copy(self, dtype=dtype)
 
 
 @rule("aten.type_as.default", "aten.to.other")
-def type_as(self: Array, other: Array, non_blocking: bool = False, copy: bool = False) -> Array:
+def type_as(
+    self: Array,
+    other: Array,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: None = None,
+) -> Array:
     """x in the dtype of y."""
-    del non_blocking, copy
+    del non_blocking, copy, memory_format
     return cast(self, other.dtype)
 
 

@@ -228,7 +228,7 @@ def pairwise_distance(
     x1: Array, x2: Array, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Array:
     """‖x1 - x2 + eps‖_p over the last dim."""
-    x1, x2 = promote(x1, x2)
+    x1, x2 = promote_float(x1, x2)
     return in_float32(lambda x: p_norm(x, p, -1, keepdim), x1 - x2 + cast(eps, x1.dtype))
 
 
@@ -237,9 +237,11 @@ def cosine_similarity(x1: Array, x2: Array, dim: int = 1, eps: float = 1e-8) -> 
     """Σ x1 x2 / (max(‖x1‖, eps) max(‖x2‖, eps)) over dim."""
     x1, x2 = jnp.broadcast_arrays(*promote_float(x1, x2))
     axis = canonical_dim(dim, x1.ndim)
+    shape = [n for d, n in enumerate(x1.shape) if d != axis]
+    x1, x2 = (x.reshape(1) if x.ndim == 0 else x for x in (x1, x2))
 
     def similarity(x1: Array, x2: Array) -> Array:
         unit1, unit2 = (x / jnp.maximum(p_norm(x, 2, axis, True), eps) for x in (x1, x2))
         return jnp.sum(unit1 * unit2, axis)
 
-    return in_float32(similarity, x1, x2)
+    return in_float32(similarity, x1, x2).reshape(shape)
