@@ -12,6 +12,7 @@ Importing this imports no torch and touches no device.
 from jaxinfer._version import __version__ as __version__
 from jaxinfer.api import from_flax as from_flax
 from jaxinfer.api import from_function as from_function
+from jaxinfer.api import from_generative as from_generative
 from jaxinfer.api import from_onnx as from_onnx
 from jaxinfer.api import from_torch as from_torch
 from jaxinfer.api import load as load

@@ -78,6 +78,51 @@ def from_torch(
     )
 
 
+def from_generative(
+    module: Any,
+    example_inputs: Mapping[str, Any] | None = None,
+    *,
+    max_cache_len: int,
+    weights: Any = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Convert a transformers model that generates: prefill and decode over a static cache.
+
+    ``model.components["prefill"]`` takes a whole prompt and returns the last position's logits
+    and a cache, ``["decode"]`` one token and the cache, and returns both again; ``["encoder"]``
+    comes first where there is one. All share ``model.params``. Batch and prompt length are
+    dynamic. ``jaxinfer.engine.GreedyDecoder(model)`` is the loop around them. Under jit with
+    the cache donated, a decode step writes the new keys and values in place.
+
+    Args:
+      module: a transformers model in eval mode (``AutoModelForCausalLM``, T5, BART, Whisper).
+      example_inputs: what ``module.generate`` takes, with a batch of 2; None: token ids. The
+        length of an encoder's output is fixed to that of the example.
+      max_cache_len: how many tokens the cache holds, prompt and answer together. Every layer
+        has that length, sliding-window ones too: their mask applies the window.
+      weights: a weight file or checkpoint directory to read parameters from, instead of the
+        module.
+      progress: called as ``progress(leaf name, done, total)``.
+
+    Returns:
+      A Model of several components; saved, it is one directory with each parameter once.
+      Cost: two calls of the module on the example, two or three exports, one copy of the
+      weights.
+
+    Raises:
+      ConversionError: transformers cannot generate with a static cache, or trace it; why.
+      MissingRulesError, CheckpointError, MissingExtraError: as ``from_torch``.
+
+    Example::
+
+        model = ji.from_generative(AutoModelForCausalLM.from_pretrained(path), max_cache_len=256)
+        prefill, decode = model.components["prefill"], model.components["decode"]
+    """
+    return _torch_front_end().convert_generative(
+        module, example_inputs, max_cache_len=max_cache_len, weights=weights, progress=progress
+    )
+
+
 def from_onnx(
     source: Any,
     *,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,12 @@ from jaxinfer_converters.torch.arrange import arrange
 from jaxinfer_converters.torch.capture import capture
 from jaxinfer_converters.torch.convert import rehearse
 from jaxinfer_converters.torch.export import decompose
-from jaxinfer_converters.torch.interface import fixed, without_copies, without_sizes
+from jaxinfer_converters.torch.interface import (
+    fixed,
+    without_copies,
+    without_sizes,
+    without_unread,
+)
 from jaxinfer_converters.torch.weights import collect, identity, tensors_of
 
 
@@ -77,7 +82,8 @@ def component(
     module: torch.nn.Module,
     shared: Shared,
     *,
-    counters: Mapping[str, Mapping[str, int]] | None = None,
+    counters: Mapping[str, Sequence[int]] | None = None,
+    unread: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Component:
     """Convert one exported component.
@@ -87,8 +93,9 @@ def component(
     Args:
       program: of ``module``.
       shared: what was read for other components; added to.
-      counters: arguments to take into the graph, with the integers to put there by leaf path
+      counters: arguments to take into the graph, with the integers to put there, leaf by leaf
         (the empty cache of a prefill).
+      unread: arguments to take away if the graph does not read them.
 
     Raises:
       MissingRulesError, ConversionError: as ``from_torch``.
@@ -102,6 +109,8 @@ def component(
     captured, sizes = without_sizes(without_copies(captured))
     for argument, values in (counters or {}).items():
         captured = fixed(captured, argument, values)
+    for argument in unread:
+        captured = without_unread(captured, argument)
     captured = arrange(captured, layout="keep")
     rehearse(captured)
     seconds = time.perf_counter() - started

@@ -123,6 +123,7 @@ def _model(
         "versions": {"jaxinfer": __version__, "torch": torch.__version__, "jax": jax.__version__},
         "training": bool(getattr(source, "training", False)),
         "capture_seconds": round(seconds, 3),
+        **captured.notes,
         **state.notes,
         **notes,
     }

@@ -1,18 +1,20 @@
 """Changes to what a captured program takes and returns; what it computes stays.
 
 ``without_sizes`` drops outputs that are no arrays, ``without_copies`` a second copy of a state
-that is returned twice, ``fixed`` takes scalars of an argument into the graph.
+that is returned twice, ``fixed`` takes the scalars of an argument into the graph, and
+``without_unread`` takes an argument away that is not read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 
 from jaxinfer.core.errors import ConversionError
+from jaxinfer.core.signature import Signature
 from jaxinfer.core.structure import Structure
 from jaxinfer.core.symbols import Dim
-from jaxinfer_converters.graph import DType, Graph, Node, Ref, Result
+from jaxinfer_converters.graph import DType, Graph, Node, Ref, Result, refs
 from jaxinfer_converters.torch.capture import Captured
 
 
@@ -72,58 +74,72 @@ def without_copies(captured: Captured) -> Captured:
     return dataclasses.replace(captured, graph=graph)
 
 
-def fixed(captured: Captured, argument: str, values: Mapping[str, int]) -> Captured:
+def fixed(captured: Captured, argument: str, values: Sequence[int]) -> Captured:
     """Make the scalars of an argument part of the graph, and take the argument away.
 
     Args:
       argument: the name of the argument (``past_key_values`` of a prefill: an empty cache).
-      values: an integer for each of its leaves, by path.
+      values: an integer for each of its leaves.
 
     Raises:
-      ConversionError: a leaf of the argument is no scalar, or has no value.
+      ConversionError: a leaf of the argument is no scalar.
     """
-    signature = captured.signature
-    at = signature.names.index(argument)
-    counts = [len(structure.paths()) for structure in signature.structures]
-    start = sum(counts[:at])
-    leaves = signature.leaves[start : start + counts[at]]
-    wrong = [str(leaf) for leaf in leaves if leaf.shape or leaf.path not in values]
-    if wrong:
+    span = _span(captured.signature, argument)
+    leaves = captured.signature.leaves[span.start : span.stop]
+    if wrong := [str(leaf) for leaf in leaves if leaf.shape or not leaf.is_array]:
         raise ConversionError(
             f"{argument}: required an empty cache, which holds only counters; got "
             + "; ".join(wrong[:5])
         )
-    inputs, made = [], []
+    numbers = dict(zip(span, values, strict=True))
+    made = []
     for item in captured.graph.inputs:
+        if item.kind == "input" and int(item.target) in numbers and item.aval is not None:
+            kind = {"dtype": DType(item.aval.dtype)}
+            number = numbers[int(item.target)]
+            made.append(Node(item.name, "aten.full.default", ([], number), kind, (item.aval,)))
+    return _without(captured, argument, made)
+
+
+def without_unread(captured: Captured, argument: str) -> Captured:
+    """Take an argument away if the graph reads none of it (the encoder's output in a decode)."""
+    graph = captured.graph
+    read = {name for node in graph.nodes for name in refs((node.args, node.kwargs))}
+    read |= set(refs([result.value for result in graph.results]))
+    span = _span(captured.signature, argument)
+    if any(i.kind == "input" and int(i.target) in span and i.name in read for i in graph.inputs):
+        return captured
+    return _without(captured, argument, ())
+
+
+def _span(signature: Signature, argument: str) -> range:
+    """Return the positions of an argument's leaves."""
+    at = signature.names.index(argument)
+    counts = [len(structure.paths()) for structure in signature.structures]
+    return range(sum(counts[:at]), sum(counts[: at + 1]))
+
+
+def _without(captured: Captured, argument: str, made: Sequence[Node]) -> Captured:
+    """Take an argument away; ``made`` stand for those of its leaves that are read."""
+    signature, graph = captured.signature, captured.graph
+    at, span = signature.names.index(argument), _span(signature, argument)
+    inputs = []
+    for item in graph.inputs:
         place = int(item.target) if item.kind == "input" else -1
-        if not start <= place < start + counts[at]:
-            shift = counts[at] if place >= start else 0
-            target = str(place - shift) if place >= 0 else item.target
-            inputs.append(dataclasses.replace(item, target=target))
-            continue
-        assert item.aval is not None
-        made.append(
-            Node(
-                item.name,
-                "aten.full.default",
-                ([], values[leaves[place - start].path]),
-                {"dtype": DType(item.aval.dtype)},
-                (item.aval,),
-            )
-        )
-    paths = {leaf.path for leaf in leaves}
-    results = [r for r in captured.graph.results if not (r.kind == "input" and r.target in paths)]
-    graph = Graph(
-        tuple(inputs), (*made, *captured.graph.nodes), tuple(results), captured.graph.subgraphs
-    )
+        if place >= span.stop:
+            item = dataclasses.replace(item, target=str(place - len(span)))
+        if place not in span:
+            inputs.append(item)
+    paths = {signature.leaves[place].path for place in span}
+    results = [r for r in graph.results if not (r.kind == "input" and r.target in paths)]
     return dataclasses.replace(
         captured,
-        graph=graph,
+        graph=Graph(tuple(inputs), (*made, *graph.nodes), tuple(results), graph.subgraphs),
         signature=dataclasses.replace(
             signature,
             names=(*signature.names[:at], *signature.names[at + 1 :]),
             positional=signature.positional - (at < signature.positional),
             structures=(*signature.structures[:at], *signature.structures[at + 1 :]),
-            leaves=(*signature.leaves[:start], *signature.leaves[start + counts[at] :]),
+            leaves=(*signature.leaves[: span.start], *signature.leaves[span.stop :]),
         ),
     )

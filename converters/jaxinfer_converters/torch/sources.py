@@ -38,6 +38,12 @@ class TorchFrontEnd:
     )
     convert = staticmethod(from_torch)
 
+    def convert_generative(self, *args: Any, **kwargs: Any) -> Model:
+        """Convert a generative transformers model; see ``jaxinfer.from_generative``."""
+        from jaxinfer_converters.torch.generative import from_generative
+
+        return from_generative(*args, **kwargs)
+
     def accepts(self, source: str) -> bool:
         """Return whether the source has one of the three forms."""
         return source.endswith(".pt2") or bool(_FACTORY.match(source))
