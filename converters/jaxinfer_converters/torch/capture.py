@@ -53,6 +53,7 @@ class Captured:
     Attributes:
       state: kind of each named tensor: ``parameter``, ``buffer``, or ``constant``.
       persistent: buffers that are in the state_dict.
+      notes: what was done to the graph, for the model's provenance.
     """
 
     graph: Graph
@@ -60,6 +61,7 @@ class Captured:
     outputs: Structure
     state: Mapping[str, str]
     persistent: frozenset[str]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def capture(
