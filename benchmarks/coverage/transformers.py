@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import time
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import jaxinfer as ji
-from benchmarks.coverage.common import Case, failed, first_lines, judge, randomize, trivial
+from benchmarks.coverage.common import (
+    Case,
+    failed,
+    first_lines,
+    judge,
+    numpy_leaves,
+    randomize,
+    trivial,
+)
 from benchmarks.coverage.hf_config import shrunk
 from benchmarks.coverage.hf_inputs import Inputs, candidates
-from benchmarks.coverage.vision import on_path
+from benchmarks.coverage.vision import ROUNDINGS, TOLERANCE, on_path
 
 TITLE = "transformers: base models"
 INTRO = """\
@@ -25,11 +35,13 @@ Every model type that `AutoModel` of transformers registers, built from its defa
 shrunk to two layers and widths of 64 (`benchmarks/coverage/hf_config.py`), with random weights and
 statistics, in eval mode, `use_cache=False`, and the attention implementation that transformers
 chooses. Inputs are drawn for the model's main input and whatever else forward requires; a model of
-text and images gets both, or text alone where `torch.export` does not accept the images. All float
-outputs are compared. Excluded are models that cannot be built without downloads or further
-packages, and those that `torch.export` (non-strict) refuses: the rest is what the percentage is of.
+text and images gets both, or text alone where `torch.export` does not accept the images. All
+outputs are compared; where torch's own float32 is far from its float64, four times that distance
+is allowed, if it is less than a tenth of what the outputs of two inputs differ by. Excluded are
+models that cannot be built without downloads or further packages, and those that `torch.export`
+(non-strict) refuses: the rest is what the percentage is of.
 """
-TIMEOUT = 240.0
+TIMEOUT = 400.0
 TARGET = 0.97
 LARGEST = 60_000_000  # parameters: what is larger has not been shrunk
 
@@ -118,7 +130,39 @@ def _case(name: str, model: PreTrainedModel, inputs: Inputs, **fields: Any) -> C
             got = converted(**inputs)
         except Exception as error:
             return failed(name, error, **fields)
-    return judge(name, want, got[0] if converted.program.mutates else got, **fields)
+    got = got[0] if getattr(converted.program, "mutates", ()) else got
+    case = judge(name, want, got, **fields)
+    if case.status == "fail" and case.error is not None and _is_rounding(model, inputs, want, got):
+        return dataclasses.replace(case, status="pass", reason="", error=None)
+    return case
+
+
+def _is_rounding(model: PreTrainedModel, inputs: Inputs, want: Any, got: Any) -> bool:
+    """Whether every output y is as near as ``INTRO`` asks, with z torch's in float64.
+
+    ``max|y - want| <= max(1e-4 max(1, max|want|), 4 max|z - want|)``, and the latter is less
+    than a tenth of ``max|want[0] - want[1]|``, axis 0 being the batch.
+    """
+    wide = {
+        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for name, value in inputs.items()
+    }  # fmt: skip
+    try:
+        with torch.no_grad():
+            double = copy.deepcopy(model).double()(**wide)
+    except RuntimeError:  # float32 is written into the model
+        return False
+    for a, b, z in zip(*map(numpy_leaves, (want, got, double)), strict=True):
+        if a.dtype.kind != "f":
+            if not np.array_equal(a, b):
+                return False
+            continue
+        error, own = np.abs(a - b).max(initial=0), ROUNDINGS * np.abs(a - z).max(initial=0)
+        spread = np.abs(a[0] - a[1]).max(initial=0) if a.shape[:1] == (2,) else np.abs(a).max()
+        if error > TOLERANCE * max(1.0, np.abs(a).max()) and not (error <= own <= spread / 10):
+            return False
+    return True
 
 
 def _refused(model: PreTrainedModel, inputs: Inputs) -> str:
