@@ -66,6 +66,8 @@ TRANSPOSED = {
 def dense_ways(kernel, stride, groups, channels):
     """Return the ways that fit."""
     made = {"direct": ways.direct}
+    if len(kernel) == 3:
+        made["planes"] = ways.planes
     few = int(np.prod(kernel)) <= 32  # beyond, the program is too large to compile
     if groups == 1:
         if few:

@@ -4,10 +4,12 @@
 
 ``direct`` is XLA's own convolution; ``taps`` adds up shifted products and is for depthwise
 kernels; ``product`` is one matrix product, for kernels as large as their stride; ``patches``
-gathers the windows for one product a group. A transposed convolution y[s p + d k - pad] +=
-x[p] w[k] is ``dilated`` (XLA's, of the input with zeros in between) or ``phases``: each of the
-s^nd residues of the output's places is a plain convolution with every s-th entry of the kernel,
-and all of them are one convolution with s^nd as many outputs, interleaved.
+gathers the windows for one product a group; ``planes`` takes three dimensions as two.
+
+A transposed convolution y[s p + d k - pad] += x[p] w[k] is ``dilated`` (XLA's, of the input
+with zeros in between) or ``phases``: each of the s^nd residues of the output's places is a
+plain convolution with every s-th entry of the kernel, and all of them are one convolution with
+s^nd as many outputs, interleaved.
 Source: Shi et al., Real-time single image and video super-resolution using an efficient
 sub-pixel convolutional neural network, 2016, and Is the deconvolution layer the same as a
 convolutional layer?, 2016 (phases).
@@ -133,6 +135,26 @@ def patches(x: Array, w: Array, window: Window) -> Array:
         preferred_element_type=acc_dtype(x.dtype),
     )
     return cast(y, x.dtype).reshape(x.shape[0], *outs, features)
+
+
+def planes(x: Array, w: Array, window: Window) -> Array:
+    """Compute a convolution in three dimensions as a sum of ones in two, over the kernel's depth.
+
+    The depths of the output are more images of the batch.
+    """
+    depth = w.shape[0]
+    flat = Window(window.stride[1:], window.padding[1:], window.dilation[1:], window.groups)
+    x = padded(x, (window.padding[0], (0, 0), (0, 0)))
+    step, dilation = window.stride[0], window.dilation[0]
+    count = (x.shape[1] - dilation * (depth - 1) - 1) // step + 1
+    total = np.zeros((), x.dtype)
+    for entry in range(depth):
+        start = entry * dilation
+        images = lax.slice_in_dim(x, start, start + (count - 1) * step + 1, step, 1)
+        images = images.reshape(x.shape[0] * count, *x.shape[2:])
+        y = cast(direct(images, w[entry], flat), acc_dtype(x.dtype))
+        total = y if entry == 0 else total + y
+    return cast(total, x.dtype).reshape(x.shape[0], count, *total.shape[1:])
 
 
 def split(x: Array, w: Array, window: Window) -> Array:

@@ -5,6 +5,7 @@ Xeon with AVX-512, float32, against XLA's own convolution of the same layout:
 
 * depthwise kernels up to ``TAPS`` entries on CPUs: ``taps``;
 * kernels of one entry: ``product``, on every platform;
+* three dimensions on CPUs: ``planes``;
 * transposed convolutions with strides, of three dimensions or depthwise, on CPUs: ``phases``
   (of one and two dimensions XLA's own is as fast);
 * everything else: XLA's own.
@@ -47,6 +48,9 @@ def convolve(x: Array, w: Array, window: Window) -> Array:
         return lax.platform_dependent(x, w, cpu=taps, default=direct)
     if prod(kernel) == 1 and window.groups == 1:
         return ways.product(x, w, window)
+    if len(kernel) == 3:
+        planes = functools.partial(ways.planes, window=window)
+        return lax.platform_dependent(x, w, cpu=planes, default=direct)
     return direct(x, w)
 
 
