@@ -246,7 +246,9 @@ def _convert(samples: Sequence[_Sample]) -> Status:
         got = got[0]
     for sample, out in zip(samples, got, strict=True):
         out = _with_torchs_places(sample, out)
-        if why := difference(sample.want, out, normwise=sample.op.name.startswith(NORMWISE)):
+        name = sample.op.name
+        want, out = _products(name, sample.want), _products(name, out)
+        if why := difference(want, out, normwise=name.startswith(NORMWISE)):
             return "fail", f"{sample}: {why}"
     return "pass", ""
 
@@ -289,6 +291,23 @@ def _unbacked_outputs(program: Any) -> bool:
     output = next(node for node in program.graph.nodes if node.op == "output")
     values = [node.meta.get("val") for node in output.all_input_nodes]
     return any(isinstance(v, torch.Tensor) and free_unbacked_symbols(v) for v in values)
+
+
+def _products(name: str, outputs: Any) -> Any:
+    """Return what factors multiply to, which no choice of signs or phases changes."""
+    parts = numpy_leaves(outputs)
+    adjoint = lambda x: np.conj(np.swapaxes(x, -1, -2))
+    if name in ("linalg.eigh", "linalg.eig") and len(parts) == 2:
+        values, vectors = parts
+        inverse = adjoint(vectors) if name == "linalg.eigh" else np.linalg.pinv(vectors)
+        return values, (vectors * values[..., None, :]) @ inverse, adjoint(vectors) @ vectors
+    if name in ("linalg.svd", "svd") and len(parts) == 3:
+        u, values, right = parts
+        right = adjoint(right) if name == "svd" else right
+        k = values.shape[-1]
+        product = (u[..., :k] * values[..., None, :]) @ right[..., :k, :]
+        return adjoint(u) @ u, values, product, right @ adjoint(right)
+    return outputs
 
 
 def _with_torchs_places(sample: _Sample, got: Any) -> Any:

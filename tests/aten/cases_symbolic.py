@@ -65,6 +65,9 @@ for _name in ("item", "_local_scalar_dense"):
     ]
 CASES["aten._assert_scalar.default"] = [case(True, "text", check=none),
                                         case(np.array(False), "text", check=none)]  # fmt: skip
+CASES["aten._linalg_check_errors.default"] = [
+    case(np.zeros(2, np.int32), "linalg.inv", is_matrix=False, check=none)
+]
 CASES["aten._assert_async.default"] = [case(np.array(False), check=none)]
 CASES["aten._assert_async.msg"] = [case(np.array(False), "text", check=none)]
 CASES["aten._functional_assert_async.msg"] = [case(np.array(True), "text", rand())]

@@ -116,6 +116,11 @@ def assert_async(self: Any, assert_msg: str = "assertion failed") -> None:
     _require(self, assert_msg)
 
 
+@rule("aten._linalg_check_errors.default")
+def linalg_check_errors(info: Array, api_name: str, *, is_matrix: bool) -> None:
+    """Nothing: whether a factorization failed is known from its values, as inf and NaN."""
+
+
 @rule("aten._functional_assert_async.msg", "aten._functional_assert_scalar.default")
 def functional_assert(self: Any, assert_msg: str, dep_token: Array) -> Array:
     """As the assertion; returns the token that keeps its place in the order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -110,6 +111,8 @@ class _Reader:
                 inputs.append(Input(node.name, "input", str(position), aval))
                 position += 1
                 continue
+            if entry.kind == InputKind.TOKEN:
+                continue  # orders effects; see _ordered
             kind = _INPUT_KINDS.get(entry.kind)
             if kind is None or entry.target is None:
                 raise ConversionError(f"{node.name}: inputs of kind {entry.kind.name} have no rule")
@@ -151,6 +154,20 @@ class _Reader:
                     subgraphs[node.target] = self.subgraph(attribute)
                 else:
                     raise ConversionError(f"{node.name}: attribute {node.target!r} is not lifted")
+            elif _ordered(node):
+                made = self.node(node, values)
+                values[node] = Ref(node.name)
+                nodes.append(
+                    dataclasses.replace(
+                        made, op=made.args[1], args=made.args[2:], avals=made.avals[1:]
+                    )
+                )
+            elif source := _ordered_source(node):
+                place, outputs = int(node.args[1]) - 1, len(source.args[1]._schema.returns)
+                values[node] = Ref(source.name if outputs == 1 else node.name)
+                if place >= 0 and outputs > 1:
+                    made = self.node(node, values)
+                    nodes.append(dataclasses.replace(made, args=(Ref(source.name), place)))
             elif node.op == "call_function" and node in live:
                 values[node] = Ref(node.name)
                 nodes.append(self.node(node, values))
@@ -319,6 +336,8 @@ class _Reader:
         user, changed = [], []
         for spec in self.program.graph_signature.output_specs:
             arg = spec.arg
+            if spec.kind == OutputKind.TOKEN:
+                continue
             if isinstance(arg, ConstantArgument):
                 value: Any = arg.value
             elif isinstance(arg, (TensorArgument, *_NUMBERS)):
@@ -442,11 +461,26 @@ def functional_name(target: Any) -> str:
     return f"{namespace}.{name.removesuffix('_')}.{overload}"
 
 
+def _ordered(node: FxNode) -> bool:
+    """Whether a call is ``with_effects(token, op, *args)``, which gives (token, *op(*args)).
+
+    The tokens keep effects in order; a graph has its nodes in order, and none.
+    """
+    return node.target is torch.ops.higher_order.with_effects
+
+
+def _ordered_source(node: FxNode) -> Any:
+    """Return the ``with_effects`` call of which a node takes a result, if it does."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return source if isinstance(source, FxNode) and _ordered(source) else None
+
+
 def _live(module: GraphModule) -> set[FxNode]:
     """Return the nodes whose value reaches an output, or whose call has an effect (or no value)."""
     live: set[FxNode] = set()
     for node in reversed(module.graph.nodes):
-        effect = node.op != "call_function" or node.is_impure() or node.meta.get("val") is None
+        effect = node.op != "call_function" or node.meta.get("val") is None
+        effect = effect or node.is_impure(impure_random=False)
         if effect or not live.isdisjoint(node.users):
             live.add(node)
     return live
