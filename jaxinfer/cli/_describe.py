@@ -53,6 +53,18 @@ def parameters(model: Model) -> list[Parameter]:
     ]
 
 
+def scan_rows(notes: Any) -> list[tuple[str, str]]:
+    """Say which layers are scanned, and which are not and why; [] if it was not asked for."""
+    if not isinstance(notes, Mapping):
+        return []
+    rows = [
+        ("scanned", f"{run.get('path')}: {run.get('blocks')} blocks of {run.get('nodes')} calls")
+        for run in notes.get("scanned", ())
+        if isinstance(run, Mapping)
+    ]
+    return [*rows, *(("not scanned", str(why)) for why in notes.get("declined", ()))]
+
+
 def operators(model: Model) -> dict[str, int]:
     """Return how often each operator is called, the most frequent first; {} if not a graph."""
     graph = getattr(model.program, "graph", None)

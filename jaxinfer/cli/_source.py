@@ -64,7 +64,8 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def opened(source: str, given: dict[str, Any]) -> Source:
     """Open a source with the command's options (``tolerance`` is not one of them)."""
     names = ("weights", "inputs", "dynamic", "class_name", "dtype", "x64", "seed")
-    return open_source(source, Options(**{name: given[name] for name in names}))
+    also = [name for name in ("layout", "scan_layers") if name in given]
+    return open_source(source, Options(**{name: given[name] for name in (*names, *also)}))
 
 
 def seeds_of(seed: int) -> tuple[int, int]:

@@ -13,6 +13,19 @@ from jaxinfer.cli._source import ERROR_HEADER, error_rows, opened, seeds_of, sou
 @click.argument("source", metavar="SRC")
 @click.option("-o", "--out", required=True, metavar="OUT", help="The model directory to make.")
 @source_options
+@click.option(
+    "--layout",
+    type=click.Choice(["NCHW", "NHWC", "keep"]),
+    default="NCHW",
+    show_default=True,
+    help="Layout of images at the interface. Inside, convolutions run channels-last; 'keep' "
+    "leaves every layout as it was. NHWC needs --no-verify: the original does not take it.",
+)
+@click.option(
+    "--scan-layers",
+    is_flag=True,
+    help="Run repeated layers as one scan over stacked weights: compiles faster.",
+)
 @click.option("--no-verify", is_flag=True, help="Do not compare with the original first.")
 @click.option("--overwrite", is_flag=True, help="Replace a model directory that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -38,6 +51,11 @@ def command(
     from jaxinfer.core.parity import Report, prove
     from jaxinfer.io.artefact import check_target, save
 
+    if given["layout"] == "NHWC" and not no_verify:
+        raise click.UsageError(
+            "--layout NHWC changes the inputs, which the original then cannot take: pass "
+            "--no-verify too, and compare in Python"
+        )
     check_target(out, overwrite=overwrite)
     stages = _console.Stages()
     with stages.stage("open", f"opening {source}"):
@@ -71,7 +89,17 @@ def _summary(model: Any, out: str, label: str, seconds: dict[str, float]) -> dic
 
     leaves = _describe.parameters(model)
     operators = _describe.operators(model)
-    kept = ("parity", "notes", "tied", "cast", "narrowed", "nonfinite", "unread_buffers")
+    kept = (
+        "parity",
+        "notes",
+        "tied",
+        "cast",
+        "narrowed",
+        "nonfinite",
+        "unread_buffers",
+        "effects",
+        "scan_layers",
+    )
     return {
         "source": label,
         "out": out,
@@ -91,7 +119,7 @@ def _summary(model: Any, out: str, label: str, seconds: dict[str, float]) -> dic
 
 
 def _show(summary: dict[str, Any], report: Any) -> None:
-    from jaxinfer.cli import _console
+    from jaxinfer.cli import _console, _describe
 
     console, leaves = _console.out(), summary["parameters"]
     operators = summary["operators"]
@@ -110,6 +138,7 @@ def _show(summary: dict[str, Any], report: Any) -> None:
     if summary["samples"]:
         rows.append(("samples", "yes: calls need a random key"))
     rows += [(what, text) for what, text in _changes(summary)]
+    rows += _describe.scan_rows(summary.get("scan_layers"))
     rows.append(("parity", _parity_text(report)))
     rows += [("note", note) for note in (*summary["notes"], *(report.notes if report else ()))]
     times = ", ".join(f"{stage} {value:.1f} s" for stage, value in summary["seconds"].items())
@@ -141,6 +170,7 @@ def _changes(summary: dict[str, Any]) -> list[tuple[str, str]]:
         "cast": cast,
         "narrowed": list(summary.get("narrowed", ())),
         "NaN or inf": list(summary.get("nonfinite", ())),
+        "not carried over": list(summary.get("effects", ())),
         "not read": list(summary.get("unread_buffers", ())),
     }
     return [(what, _shortened(items)) for what, items in named.items() if items]

@@ -108,6 +108,7 @@ def _rows(model: Any, described: dict[str, Any], costs: Any) -> list[tuple[str, 
         ("samples", "yes: pass a random key" if described["samples"] else "no"),
         ("changes", ", ".join(described["changes"]) or "nothing"),
         *_layout_rows(described["layout_permutes"]),
+        *_describe.scan_rows(described["provenance"].get("scan_layers")),
         (
             "parameters",
             f"{_console.in_units(leaves['values'])} values in {leaves['leaves']} leaves, "

@@ -33,6 +33,8 @@ class Options:
       dtype: float dtype to build the module in (None: as the source says).
       x64: compute in 64 bits wherever the source does.
       seed: of example inputs, and of random weights where there are none.
+      layout: of images, ``"NCHW"``, ``"NHWC"`` or ``"keep"``; see ``from_torch``.
+      scan_layers: run repeated blocks in one scan; see ``from_torch``.
     """
 
     weights: str | None = None
@@ -42,6 +44,8 @@ class Options:
     dtype: str | None = None
     x64: bool = False
     seed: int = 0
+    layout: str = "NCHW"
+    scan_layers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

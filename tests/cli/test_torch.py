@@ -34,6 +34,21 @@ def make():
 def other():
     torch.manual_seed(1)
     return Net().eval()
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.deep = nn.ModuleList(nn.Linear(5, 5) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.deep:
+            x = layer(x) + x
+        return x
+
+
+def deep():
+    return Deep().eval()
 """
 
 
@@ -107,6 +122,21 @@ def test_inspect_for_people(here, converted):
     shown = here("inspect", "net").out
     for text in ("aten.linear.default", "cost at batch=", "head  (1 leaves, 84 B)"):
         assert text in shown
+
+
+def test_scan_layers(here, place):
+    made = here("convert", "nets:deep", "-o", "deep", "--scan-layers", "--input", "float32[2,5]")
+    assert made.code == 0, made.err
+    assert "deep: 4 blocks of 2 calls" in made.out
+    shown = here("inspect", "deep").out
+    for text in ("deep: 4 blocks of 2 calls", "higher_order.scan", "float32[4, 5, 5]"):
+        assert text in shown
+
+
+def test_layout_that_the_original_does_not_take(here):
+    made = here("convert", "nets:make", "-o", "other", "--layout", "NHWC")
+    assert made.code == 2
+    assert "--no-verify" in made.err
 
 
 def test_verify(here, converted):

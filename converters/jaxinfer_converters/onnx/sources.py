@@ -33,6 +33,8 @@ def open_file(source: str, options: Options) -> Source:
             f"{source}: an ONNX file has its weights, class and dtype already; drop "
             f"{' and '.join(wrong)}"
         )
+    if options.scan_layers:
+        raise ConversionError(f"{source}: scan_layers is for PyTorch models so far; drop it")
     file = open_model(source)
     texts, _ = from_texts(options.inputs)
     inputs = _shapes(file, texts)
@@ -45,7 +47,12 @@ def open_file(source: str, options: Options) -> Source:
 
     def convert(progress: Progress | None) -> Model:
         model = from_onnx(
-            source, inputs=inputs, dynamic=dynamic, x64=options.x64, progress=progress
+            source,
+            inputs=inputs,
+            dynamic=dynamic,
+            layout=options.layout,
+            x64=options.x64,
+            progress=progress,
         )
         return model.replace(provenance={**model.provenance, "source": label, "notes": notes})
 

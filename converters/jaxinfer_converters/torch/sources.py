@@ -99,6 +99,8 @@ def module_source(
                     spec,
                     weights=weights,
                     x64=options.x64,
+                    layout=options.layout,
+                    scan_layers=options.scan_layers,
                     progress=progress,
                 )
                 break
@@ -107,7 +109,7 @@ def module_source(
                     raise
                 messages.append(
                     f"the module fixes a size that was to be dynamic ({spec}): "
-                    f"{str(error).splitlines()[0][:200]}; converted with fewer dynamic sizes"
+                    f"{_shortly(error)}; converted with fewer dynamic sizes"
                 )
         assert model is not None
         changes = {**model.provenance, "source": label, "notes": list(messages)}
@@ -121,6 +123,12 @@ def module_source(
         return _call(reference_module[0], args, {**kwargs, **fixed}, state)
 
     return Source(label, convert, draw, reference, tuple(messages))
+
+
+def _shortly(error: ConversionError) -> str:
+    """Return the title and the problems of an error on one line, without its advice."""
+    title, *rest = str(error).splitlines()
+    return " ".join([title, *(line.strip() for line in rest if line.startswith("  "))])[:400]
 
 
 def _call(
@@ -282,7 +290,14 @@ def _open_pt2(source: str, options: Options) -> Source:
     label = f"ExportedProgram from {path.name}"
 
     def convert(progress: Progress | None) -> Model:
-        model = from_torch(program, weights=options.weights, x64=options.x64, progress=progress)
+        model = from_torch(
+            program,
+            weights=options.weights,
+            x64=options.x64,
+            layout=options.layout,
+            scan_layers=options.scan_layers,
+            progress=progress,
+        )
         return model.replace(provenance={**model.provenance, "source": label})
 
     def reference(
