@@ -146,9 +146,7 @@ class GreedyDecoder:
         taken = {key: values[key] for key in part.signature.names if key in values}
         return part.apply(params, **taken)
 
-    def _begin(
-        self, params: Any, inputs: Mapping[str, Array]
-    ) -> tuple[Any, State, dict[str, Array]]:
+    def _begin(self, params: Any, inputs: Mapping[str, Array]) -> tuple[Any, State, dict[str, Any]]:
         """Run the prefill; returns cache, first token, and what stays the same in every step."""
         length = self.settings["max_cache_len"]
         if self._has_encoder:
@@ -158,7 +156,8 @@ class GreedyDecoder:
             ids = inputs.get("decoder_input_ids", start)
             still = {"decoder_attention_mask": jnp.ones((batch, length), jnp.int32)}
             still |= {key: inputs[key] for key in ("attention_mask",) if key in inputs}
-            first = {**still, "decoder_input_ids": ids, "encoder_outputs": hidden}
+            still["encoder_outputs"] = hidden  # of which a decode reads no more than the size
+            first = {**still, "decoder_input_ids": ids}
             position = jnp.full((batch,), ids.shape[1], jnp.int32)
         else:
             ids, mask = inputs["input_ids"], inputs["attention_mask"].astype(jnp.int32)
@@ -172,7 +171,7 @@ class GreedyDecoder:
         return out.past_key_values, State(token, position, finished), still
 
     def _advance(
-        self, params: Any, cache: Any, state: State, still: Mapping[str, Array]
+        self, params: Any, cache: Any, state: State, still: Mapping[str, Any]
     ) -> tuple[Any, State]:
         """Decode one token; returns cache and state after it."""
         column = state.token[:, None]
@@ -220,7 +219,7 @@ class GreedyDecoder:
         return jax.jit(self.generate, static_argnums=2)
 
     @functools.cached_property
-    def _start(self) -> Callable[..., tuple[Any, State, dict[str, Array]]]:
+    def _start(self) -> Callable[..., tuple[Any, State, dict[str, Any]]]:
         return jax.jit(self._begin)
 
     @functools.cached_property

@@ -1,4 +1,8 @@
-"""What is done to a captured graph before its weights are read: layouts, repeated layers."""
+"""What is done to a captured graph before its weights are read.
+
+Keys and values are not repeated for grouped queries; layouts are chosen; repeated layers are
+scanned, if asked.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import dataclasses
 from collections.abc import Collection
 
 from jaxinfer_converters import scan_layers as repeated
+from jaxinfer_converters.grouped import keep_groups
 from jaxinfer_converters.layout import channels_last
 from jaxinfer_converters.torch.capture import Captured
 
@@ -32,6 +37,7 @@ def arrange(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: required one of {', '.join(LAYOUTS)}, got {layout!r}")
+    captured = dataclasses.replace(captured, graph=keep_groups(captured.graph))
     if layout != "keep":
         captured = _channels_last(captured, tied, nhwc=layout == "NHWC")
     if scan_layers:

@@ -30,12 +30,7 @@ from jaxinfer_converters.torch.arrange import arrange
 from jaxinfer_converters.torch.capture import capture
 from jaxinfer_converters.torch.convert import rehearse
 from jaxinfer_converters.torch.export import decompose
-from jaxinfer_converters.torch.interface import (
-    fixed,
-    without_copies,
-    without_sizes,
-    without_unread,
-)
+from jaxinfer_converters.torch.interface import fixed, without_copies, without_sizes
 from jaxinfer_converters.torch.weights import collect, identity, tensors_of
 
 
@@ -83,7 +78,6 @@ def component(
     shared: Shared,
     *,
     counters: Mapping[str, Sequence[int]] | None = None,
-    unread: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Component:
     """Convert one exported component.
@@ -95,7 +89,6 @@ def component(
       shared: what was read for other components; added to.
       counters: arguments to take into the graph, with the integers to put there, leaf by leaf
         (the empty cache of a prefill).
-      unread: arguments to take away if the graph does not read them.
 
     Raises:
       MissingRulesError, ConversionError: as ``from_torch``.
@@ -109,8 +102,6 @@ def component(
     captured, sizes = without_sizes(without_copies(captured))
     for argument, values in (counters or {}).items():
         captured = fixed(captured, argument, values)
-    for argument in unread:
-        captured = without_unread(captured, argument)
     captured = arrange(captured, layout="keep")
     rehearse(captured)
     seconds = time.perf_counter() - started

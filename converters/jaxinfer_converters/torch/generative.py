@@ -146,7 +146,6 @@ def _stage(
         module,
         shared,
         counters={CACHE: counters} if empty and counters is not None else None,
-        unread=[key for key in ("encoder_outputs",) if key in inputs],
         progress=progress,
     ).model
 

@@ -1,8 +1,7 @@
 """Changes to what a captured program takes and returns; what it computes stays.
 
 ``without_sizes`` drops outputs that are no arrays, ``without_copies`` a second copy of a state
-that is returned twice, ``fixed`` takes the scalars of an argument into the graph, and
-``without_unread`` takes an argument away that is not read.
+that is returned twice, ``fixed`` takes the scalars of an argument into the graph.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from jaxinfer.core.errors import ConversionError
 from jaxinfer.core.signature import Signature
 from jaxinfer.core.structure import Structure
 from jaxinfer.core.symbols import Dim
-from jaxinfer_converters.graph import DType, Graph, Node, Ref, Result, refs
+from jaxinfer_converters.graph import DType, Graph, Node, Ref, Result
 from jaxinfer_converters.torch.capture import Captured
 
 
@@ -99,17 +98,6 @@ def fixed(captured: Captured, argument: str, values: Sequence[int]) -> Captured:
             number = numbers[int(item.target)]
             made.append(Node(item.name, "aten.full.default", ([], number), kind, (item.aval,)))
     return _without(captured, argument, made)
-
-
-def without_unread(captured: Captured, argument: str) -> Captured:
-    """Take an argument away if the graph reads none of it (the encoder's output in a decode)."""
-    graph = captured.graph
-    read = {name for node in graph.nodes for name in refs((node.args, node.kwargs))}
-    read |= set(refs([result.value for result in graph.results]))
-    span = _span(captured.signature, argument)
-    if any(i.kind == "input" and int(i.target) in span and i.name in read for i in graph.inputs):
-        return captured
-    return _without(captured, argument, ())
 
 
 def _span(signature: Signature, argument: str) -> range:
