@@ -28,9 +28,11 @@ from jaxinfer_converters.preflight import missing_rules
 from jaxinfer_converters.program import GraphProgram
 from jaxinfer_converters.torch.arrange import arrange
 from jaxinfer_converters.torch.capture import Captured, capture
+from jaxinfer_converters.torch.effects import refuse_lost, watched
 from jaxinfer_converters.torch.export import decompose, export
 from jaxinfer_converters.torch.functional import as_it_stands
 from jaxinfer_converters.torch.gradients import gradient_notes, inline_regions
+from jaxinfer_converters.torch.quantized import refuse_quantized
 from jaxinfer_converters.torch.readers import READERS
 from jaxinfer_converters.torch.weights import State, collect, tensors_of, tied_names
 
@@ -75,7 +77,7 @@ def from_torch(
                     "an ExportedProgram has its example inputs and dynamic shapes already; "
                     "pass it alone"
                 )
-            program, owner, forward = inline_regions(module), None, None
+            program, owner, forward, effects = inline_regions(module), None, None, []
         else:
             if not isinstance(module, torch.nn.Module):
                 raise TypeError(
@@ -83,9 +85,12 @@ def from_torch(
                     f"{type(module).__name__}; for a JAX function use jaxinfer.from_function"
                 )
             args = example_args if isinstance(example_args, (tuple, list)) else (example_args,)
-            program = export(module, args, example_kwargs, dynamic_shapes)
+            refuse_quantized(module)
+            with watched(module) as effects:
+                program = export(module, args, example_kwargs, dynamic_shapes)
             owner, forward = module, module.forward
         captured = _captured(program, forward)
+        refuse_lost(program, captured.graph)
     missing_rules(captured.graph)
     tensors = tensors_of(program, owner)
     tied = tied_names(tensors)
@@ -96,7 +101,7 @@ def from_torch(
     seconds = time.perf_counter() - started
     checkpoint = _checkpoint(weights)
     state = collect(captured, tensors, checkpoint, progress=progress)
-    notes = gradient_notes(program, owner)
+    notes = gradient_notes(program, owner) | ({"effects": effects} if effects else {})
     return _model(captured, state, module, seconds, notes)
 
 

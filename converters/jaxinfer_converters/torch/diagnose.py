@@ -144,18 +144,25 @@ def data_dependence(again: Callable[[], ExportedProgram]) -> list[str]:
     """
     with _real_values():
         decisions, program = _listen(again)
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     nodes = [] if program is None else list(program.graph.nodes)
     for node in nodes:
-        sizes = _new_sizes(node)
-        if sizes and (line := source_line(node)):
-            found.setdefault(line, f"{line} ({node.target}): {cure(str(node.target))}")
+        op, line = str(node.target), source_line(node)
+        if line and _new_sizes(node):
+            found[line, op] = f"{line} ({op}): {cure(op)}"
     for item in decisions:
         if not item.what.startswith("propagate_real_tensors") or not item.line:
             continue
         is_number = re.fullmatch(r"z?u[a-z]*\d+", item.args[0]) is not None
-        found.setdefault(item.line, f"{item.line}: {NUMBER_CURE if is_number else BRANCH_CURE}")
-    return list(found.values())
+        if not any(line == item.line for line, _ in found):
+            found[item.line, ""] = f"{item.line}: {NUMBER_CURE if is_number else BRANCH_CURE}"
+    return [text for _, text in sorted(found.items(), key=lambda item: _place(item[0][0]))]
+
+
+def _place(line: str) -> tuple[str, int]:
+    """Return file and number of a ``file:line: code``."""
+    file, number, *_ = [*line.split(":"), "0"]
+    return file, int(number) if number.isdigit() else 0
 
 
 @contextlib.contextmanager

@@ -30,6 +30,10 @@ from jaxinfer_converters.torch.gradients import (
 )
 
 FIXED_SIZE = "The module fixes a size that dynamic_shapes declares dynamic"
+NUMPY_ADVICE = (
+    "What numpy computes cannot be captured: write it with torch, or as a custom operator "
+    "(torch.library.custom_op) with a rule (jaxinfer.register)."
+)
 DATA_DEPENDENT_ADVICE = (
     "A jitted JAX function has static shapes and no Python branch on values. Rewrite the line "
     "with torch.where or torch.cond (for a branch), or with masks and padding (for a shape)."
@@ -275,7 +279,8 @@ def _data_text(
     state = (*module.parameters(), *module.buffers())
     lines = [] if any(map(is_placeholder, state)) else data_dependence(again)
     if not lines:
-        lines = [f"{caused_by(error).removeprefix(' at ')}: {_first_line(error)}"]
+        line = caused_by(error).removeprefix(" at ")
+        lines = [f"{line}: {_first_line(error)}".removeprefix(": ")]
     title = "the module's control flow or shapes depend on values:"
     return listing(title, lines, DATA_DEPENDENT_ADVICE)
 
@@ -353,4 +358,5 @@ def _layer_text(entry: tuple[str, torch.nn.Module, tuple[Any, ...]], error: Exce
                 f"{shapes[0]}."
             )
     kind, fault = type(layer).__name__, f"{type(error).__name__}: {_first_line(error)}"
-    return f"{title} ({kind}) fails on inputs of shape {shapes}: {fault}"
+    text = f"{title} ({kind}) fails{caused_by(error)} on inputs of shape {shapes}: {fault}"
+    return f"{text}\n{NUMPY_ADVICE}" if ".numpy()" in fault else text
