@@ -42,8 +42,11 @@ def _sizes(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     show_default=True,
     help="Levels of the parameter tree to show; 0 shows all.",
 )
+@click.option("--component", help="Which function of a model that has several (prefill, decode).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
-def command(model_dir: str, sizes: dict[str, int], depth: int, as_json: bool) -> None:
+def command(
+    model_dir: str, sizes: dict[str, int], depth: int, component: str | None, as_json: bool
+) -> None:
     """Show the parameters, operators, FLOPs, bytes, inputs and outputs of the model OUT.
 
     A multiply-add counts as 2 FLOPs; exp, tanh and the like are counted apart.
@@ -51,7 +54,15 @@ def command(model_dir: str, sizes: dict[str, int], depth: int, as_json: bool) ->
     from jaxinfer.cli import _console, _describe
     from jaxinfer.io.artefact import load
 
-    model = load(model_dir)
+    parts = load(model_dir).components
+    if component is None and len(parts) == 1:
+        component = next(iter(parts))
+    if component is None or component not in parts:
+        raise click.BadParameter(
+            f"required one of {', '.join(parts)}, got {component or 'none'}",
+            param_hint="--component",
+        )
+    model = parts[component]
     unknown = [name for name in sizes if name not in model.signature.symbols]
     if unknown:
         known = ", ".join(model.signature.symbols) or "none"
