@@ -146,14 +146,20 @@ MAKERS: dict[str, Callable[[Maker], Any]] = {
 }
 
 
+def kind(main: str) -> str:
+    """Return what a main input is."""
+    parts = {"input_ids": "text", "pixel": "images", "input_": "audio"}
+    return next((k for part, k in parts.items() if main.startswith(part)), "other")
+
+
 def candidates(model: PreTrainedModel) -> list[tuple[str, Inputs]]:
-    """Return what to call the model with: a word for it, and the keyword arguments."""
+    """Return keyword arguments to call the model with, and what kind of input they are."""
     m = Maker(model)
-    special = SPECIAL.get(model.config.model_type)
-    if special is not None:
-        return [("", special(m))]
     main = model.main_input_name
     main = main if isinstance(main, str) else main[0]
+    special = SPECIAL.get(model.config.model_type)
+    if special is not None:
+        return [(kind(main), special(m))]
     names = dict.fromkeys([main, *m.required()])
     made = {name: MAKERS[name](m) for name in names if name in MAKERS}
     missing = [name for name in names if name not in MAKERS]
@@ -163,15 +169,14 @@ def candidates(model: PreTrainedModel) -> list[tuple[str, Inputs]]:
         made["attention_mask"] = mask(m)
     if m.takes("decoder_input_ids"):
         made["decoder_input_ids"] = MAKERS["decoder_input_ids"](m)
-    for name in ("bbox",):
-        if m.takes(name):
-            made[name] = MAKERS[name](m)
+    if m.takes("bbox"):
+        made["bbox"] = MAKERS["bbox"](m)
     if m.takes("use_cache"):
         made["use_cache"] = False
-    found = [("", made)]
+    found = [(kind(main), made)]
     if main == "input_ids" and m.takes("pixel_values"):
-        found[0] = ("text only", made)
-        with contextlib.suppress(Exception):
+        found[0] = ("text alone, to a model of text and images", made)
+        with contextlib.suppress(Exception):  # its images need more than a rule can know
             found.insert(0, ("text and images", _with_images(m, made)))
     return found
 

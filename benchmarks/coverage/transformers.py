@@ -57,16 +57,14 @@ def run(name: str) -> list[Case]:
     with contextlib.suppress(SystemExit):
         on_path()  # for the models that wrap timm's
     started = time.perf_counter()
-    fields: dict[str, Any] = {}
     try:
         model = build(name)
-        fields["group"] = _group(model)
         found = candidates(model)
     except Exception as error:
-        return [Case(name, "excluded", f"torch fails: not built: {first_lines(error)}", **fields)]
+        return [Case(name, "excluded", f"torch fails: not built: {first_lines(error)}")]
     tried: list[Case] = []
-    for _, inputs in found:
-        tried.append(_case(name, model, inputs, **fields))
+    for group, inputs in found:
+        tried.append(_case(name, model, inputs, group=group))
         if tried[-1].status != "excluded":
             break
     refused = [case for case in tried if case.reason.startswith("torch.export refuses")]
@@ -99,14 +97,6 @@ def _no_cache(config: PreTrainedConfig) -> None:
     for value in list(vars(config).values()):
         if isinstance(value, PreTrainedConfig):
             _no_cache(value)
-
-
-def _group(model: PreTrainedModel) -> str:
-    main = model.main_input_name
-    parts = {"input_ids": "text", "pixel": "vision", "input_": "audio"}
-    kind = next((v for k, v in parts.items() if str(main).startswith(k)), "other")
-    takes_images = "vision_config" in vars(model.config)
-    return "text and images" if kind == "text" and takes_images else kind
 
 
 def _case(name: str, model: PreTrainedModel, inputs: Inputs, **fields: Any) -> Case:
