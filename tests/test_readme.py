@@ -40,6 +40,7 @@ def own_rules(monkeypatch):
 
 def test_pages_with_code():
     assert {"README.md", "docs/custom_operators.md", "docs/artefact.md"} <= set(PAGES)
+    assert "docs/training.md" in PAGES
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -109,7 +109,9 @@ def _call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
     module, args, kwargs = copy.deepcopy((module, tuple(args), dict(kwargs)))
     with torch.no_grad():
         out = copy.deepcopy(module(*args, **kwargs))
-    names = list(inspect.signature(module.forward).parameters)[: len(args)]
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [item.name for item in parameters if item.kind in named][: len(args)]
     names += [f"x{index}" for index in range(len(names), len(args))]
     inputs = {}
     for name, value in (*zip(names, args, strict=True), *kwargs.items()):

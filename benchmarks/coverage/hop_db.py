@@ -13,7 +13,8 @@ INTRO = """
 PyTorch's own database of higher-order operators, `torch.testing._internal.hop_db`: control flow,
 subgraphs, operators that write to their arguments, flex_attention. Each sample in float32 is a
 module whose leading tensors are inputs, and whose other arguments (functions, masks) are closed
-over. Excluded is what torch.export refuses, or does not run on a CPU.
+over. The one custom operator among them, which writes to both its arguments, has a rule registered
+here, as its user would. Excluded is what torch.export refuses, or does not run on a CPU.
 """
 TIMEOUT = 120.0
 TARGET = 1.0
@@ -22,6 +23,13 @@ TARGET = 1.0
 @functools.cache
 def _infos() -> dict[str, Any]:
     from torch.testing._internal.hop_db import hop_db
+
+    import jaxinfer as ji
+
+    @ji.register("testlib.mutating_custom_op.default", replace=True)
+    def mutating_custom_op(x: Any, z: Any) -> tuple[Any, ...]:
+        x, z = x + 5, z + 5
+        return x, z, x + z, x, z  # three outputs, and the new values of x and z
 
     return {f"{info.name}.{info.variant_test_name}": info for info in hop_db}
 

@@ -334,6 +334,14 @@ def test_random_operators_take_a_key():
     assert 0.9 < out.std() < 1.1
 
 
+def test_random_numbers_that_nothing_reads_take_no_key():
+    def fn(x):
+        torch.randn(3)
+        return x + 4
+
+    assert_parity(convert(Lambda(fn), torch.randn(5)), Lambda(fn), (torch.randn(5),))
+
+
 def test_custom_operator_through_register():
     @torch.library.custom_op("jaxinfer_tests::scale", mutates_args=())
     def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
