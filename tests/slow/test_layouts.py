@@ -40,7 +40,7 @@ def test_permutes_that_are_left(name, timm):
     torch.manual_seed(0)
     module = randomize(timm.create_model(name).eval())
     x = torch.randn(2, 3, 224, 224)
-    model = ji.from_torch(module, (x,), ({0: "batch"},))
+    model = ji.from_torch(module, (x,), dynamic_shapes=({0: "batch"},))
     assert len(model.program.layout_permutes) == NETWORKS[name]
     assert_parity(model, module, (x,))
 
