@@ -38,6 +38,9 @@ CONSTANT_BYTES = 1 << 20
 STRUCTURAL = frozenset(("Shape", "Size", "SequenceLength", "OptionalHasElement"))
 """Operators whose result is static whatever their input is."""
 
+SEVERAL = frozenset(("DynamicQuantizeLinear", "GRU", "LSTM", "RNN", "TopK"))
+"""Operators whose rules return several values, also where only the first is asked for."""
+
 Lowering = Callable[["Builder", Call], Any]
 LOWER: dict[str, Lowering] = {}
 
@@ -392,7 +395,7 @@ class Builder:
             self._label, self._output = label, output
 
     def _bind(self, call: Call, out: Any) -> None:
-        if isinstance(out, Ref) and len(call.outputs) > 1:
+        if isinstance(out, Ref) and (len(call.outputs) > 1 or call.op in SEVERAL):
             out = [self.item(out, i) if n else None for i, n in enumerate(call.outputs)]
         outs = out if isinstance(out, list) else [out]
         for name, ref in zip(call.outputs, outs, strict=False):

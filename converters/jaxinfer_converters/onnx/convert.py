@@ -80,7 +80,8 @@ def from_onnx(
     _check(skeleton, file.label)
     skeleton = _inlined(skeleton)
     shared = build.Model(file, opsets(skeleton), _infos(skeleton, inputs or {}), weights)
-    made, symbols = arguments(skeleton.graph, inputs or {}, dynamic=dynamic)
+    own = onnx.GraphProto(input=[i for i in skeleton.graph.input if i.name not in weights])
+    made, symbols = arguments(own, inputs or {}, dynamic=dynamic)
     builder = _build(skeleton, shared, made, fixed or {})
     names = [item.name for item in skeleton.graph.output]
     program = GraphProgram(builder.graph(names), signature(made, symbols), _structure(names))
@@ -113,7 +114,8 @@ def _skeleton(
     Large initializers become inputs with a type, which is all that inference needs of them.
     """
     model, weights = file.model, {}
-    small = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    # From version 4 on, initializers need not be listed among the inputs.
+    small = onnx.ModelProto(ir_version=max(model.ir_version, 4), producer_name=model.producer_name)
     small.opset_import.extend(model.opset_import)
     small.functions.extend(model.functions)
     graph = small.graph

@@ -121,7 +121,8 @@ def _identity(b: Builder, n: Call) -> Ref | list[Ref | None]:
         return [b.item(out, 0), b.item(out, 1)]
     if n.input(2) and training is None:
         b.host(n.input(2))  # raises: whether it trains is to be known
-    mask = b.emit("aten.ones_like.default", x, dtype=DType("bool")) if n.has_output(1) else None
+    dtype = DType("bool") if n.version >= 10 else None
+    mask = b.emit("aten.ones_like.default", x, dtype=dtype) if n.has_output(1) else None
     return [x, mask]
 
 
