@@ -40,7 +40,8 @@ CASES: dict[str, list[Case]] = {
     ],
     "aten.polygamma.default": [
         *(case(n, rand(2, 3, 5, low=0.2, high=5)) for n in (0, 1, 2, 3)),
-        case(1, rand(97, low=-3.8, high=0.4), rtol=1e-3),  # poles: as digamma
+        *(case(n, rand(97, low=-3.8, high=0.4), rtol=1e-3) for n in (1, 2, 3)),  # as digamma
+        *(case(n, np.array([-2, -1, 0.0, 0.5, 1], np.float32)) for n in (2, 3)),
         case(1, rand(7, dtype="int64", low=1, high=5)),
         case(2, rand(7, dtype="bfloat16", low=0.5, high=5)),
     ],
@@ -72,6 +73,9 @@ CASES: dict[str, list[Case]] = {
     "aten.special_zeta.default": [
         case(rand(2, 3, low=1.5, high=5), rand(3, low=0.5, high=4)),
         case(rand(7, dtype="int64", low=2, high=5), rand(7, low=0.5, high=4)),
+        case(np.arange(-1, 5)[:, None], np.arange(-3, 3)),
+        case(np.arange(2.0, 5, dtype=np.float32)[:, None], rand(13, low=-3.9, high=0), rtol=1e-4),
+        case(np.array([2.5, 0.5, -1], np.float32), np.array([-0.5, -0.5, 0.5], np.float32)),
     ],
     "aten.special_zeta.other_scalar": [case(rand(2, 3, low=1.5, high=5), 2)],
     "aten.special_zeta.self_scalar": [case(3, rand(2, 3, low=0.5, high=5))],
