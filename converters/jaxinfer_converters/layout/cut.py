@@ -15,8 +15,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 Vertex = Hashable
 FIRST, LAST = "first", "last"
@@ -41,6 +39,9 @@ def minimum_cut(edges: Iterable[Edge]) -> dict[Vertex, bool]:
     >>> minimum_cut([Edge(FIRST, ["a"], 5), Edge("a", ["b"], 2), Edge("b", [LAST], 9)])
     {'a': False, 'b': True}
     """
+    from scipy.sparse import csr_matrix  # not at the top: models load without it
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
     edges = list(edges)
     number: dict[Vertex, int] = {FIRST: 0, LAST: 1}
     for edge in edges:
