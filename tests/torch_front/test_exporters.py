@@ -163,6 +163,7 @@ def test_a_step_writes_the_cache_in_place(llama):
     assert len(re.findall(r" dynamic-update-slice\(", text)) == 4  # keys and values of 2 layers
     assert not re.findall(r" scatter\(", text)
     assert not re.findall(r"f32\[3,2,24,8\]\S* copy\(", text)
+    assert not re.findall(r"f32\[3,4,24,8\]|f32\[3,2,2,24,8\]", text)  # nor for groups
     plain = jax.jit(GreedyDecoder(llama[1])._advance)  # so the check can fail
     arrays = GreedyDecoder(llama[1]).check(prompts(), NEW)
     parts = GreedyDecoder(llama[1])._start(llama[1].params, arrays)
