@@ -112,6 +112,12 @@ def test_modules_without_effects_have_no_note():
     assert found == []
 
 
+def test_recurrent_layers_have_no_note():
+    model, found = effects(nn.LSTM(3, 4, num_layers=2), torch.randn(5, 2, 3))
+    assert len(model.params) == 8
+    assert found == []
+
+
 def test_other_warnings_of_forward_come_through():
     class Warns(nn.Module):
         def forward(self, x):

@@ -27,6 +27,7 @@ from jaxinfer_converters.graph import Graph
 from jaxinfer_converters.torch.diagnose import source_line
 
 _ASSIGNED = re.compile(r"The tensor attributes? (.*) (?:was|were) assigned during export")
+_OF_TORCH = re.compile(r"\._flat_weights\[\d+\]$")  # how torch's LSTM holds its parameters
 _OWN = frozenset(("aten", "prim", "prims", "profiler"))
 """Namespaces whose operators without a result are assertions and marks."""
 
@@ -52,7 +53,10 @@ def watched(module: torch.nn.Module) -> Iterator[list[str]]:
             sys.stderr.write(printed.getvalue())
     for item in caught:
         if assigned := _ASSIGNED.match(str(item.message)):
-            effects.append(f"{assigned[1]}: assigned in forward, and not by the converted model")
+            names = [name for name in assigned[1].split(", ") if not _OF_TORCH.search(name)]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            text = "assigned in forward, and not by the converted model"
+            effects += [f"{', '.join(names[:5])}{more}: {text}"] if names else []
         else:
             warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
     if printed.getvalue():
