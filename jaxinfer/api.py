@@ -44,7 +44,10 @@ def from_torch(
       layout: of images at the interface: ``"NCHW"`` (torch's) or ``"NHWC"``. Inside,
         convolutions run channels-last either way; ``"keep"`` leaves every layout as it was.
       scan_layers: run repeated blocks in one ``lax.scan`` over stacked parameters, to cut
-        compile time.
+        compile time. The key of a stack is the path with ``*`` for the layer's number
+        (``encoder.layer.*.output.dense.weight``), or a slice (``layers.1:12:2.weight``) where
+        other layers of that name are outside. ``provenance["scan_layers"]`` says what was
+        scanned, and what was not and why.
       x64: compute in 64 bits wherever the module does (int64, float64, complex128). The model
         then turns 64-bit types on for its own calls, also after ``load``; ``model.apply``
         demands them on. False: as JAX is configured, which by default narrows them to 32

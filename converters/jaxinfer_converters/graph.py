@@ -133,11 +133,11 @@ class Graph:
         """Values that are read for the last time by each node, so that they can be dropped."""
         last = {name: n.name for n in self.nodes for name in refs((n.args, n.kwargs))}
         kept = set(refs([result.value for result in self.results]))
-        by_node: dict[str, tuple[str, ...]] = {}
+        by_node: dict[str, list[str]] = {}
         for name, node in last.items():
             if name not in kept:
-                by_node[node] = (*by_node.get(node, ()), name)
-        return by_node
+                by_node.setdefault(node, []).append(name)
+        return {node: tuple(names) for node, names in by_node.items()}
 
     @functools.cached_property
     def producers(self) -> Mapping[str, Node]:

@@ -1,5 +1,6 @@
-"""Converting needs at most 1.3x the weights in memory, beyond torch's own copy."""
+"""Converting needs little more memory than the weights: streamed, or beyond torch's own copy."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LIMIT = 1.3
+BILLION_LIMIT = 1.2
 
 PREPARE = """
 import sys, torch, transformers
@@ -70,6 +72,47 @@ def test_streaming_a_checkpoint_and_saving(tmp_path):
     )
     print(f"checkpoint: peak {ratio:.2f}x the weights")
     assert ratio <= LIMIT  # torch holds no copy at all here
+
+
+@pytest.fixture(scope="module")
+def billion(tmp_path_factory):
+    """A random Llama of 1.34 billion parameters in bfloat16: 2.7 GB."""
+    path = tmp_path_factory.mktemp("llama")
+    run(
+        """
+        config = transformers.LlamaConfig(
+            vocab_size=32000, hidden_size=2048, intermediate_size=5504, num_hidden_layers=24,
+            num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=2048)
+        torch.set_default_dtype(torch.bfloat16)
+        transformers.LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+        print(0)
+        """,
+        path / "billion",
+    )
+    yield path / "billion"
+    shutil.rmtree(path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_streaming_a_billion_parameters(billion, scan_layers):
+    ratio = run(
+        """
+        from jaxinfer.core.frontend import Options, open_source
+        before, _ = resident()
+        options = Options(scan_layers=sys.argv[2] == "True")
+        model = open_source(sys.argv[1], options).convert(None)
+        _, peak = resident()
+        weights = sum(leaf.nbytes for leaf in model.params.values())
+        assert sum(leaf.size for leaf in model.params.values()) > 1.3e9
+        assert ("model.layers.*.mlp.up_proj.weight" in model.params) == options.scan_layers
+        print((peak - before) / weights)
+        """,
+        billion,
+        scan_layers,
+    )
+    print(f"checkpoint, scan_layers={scan_layers}: peak {ratio:.3f}x the weights")
+    assert ratio <= BILLION_LIMIT
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
