@@ -40,8 +40,9 @@ SAMPLES = int(os.environ.get("JAXINFER_OP_DB_SAMPLES", "8"))
 DTYPES = ("float32", "int64", "bool")
 TOLERANCE = 1e-4
 NORMWISE = ("linalg", "matrix_exp", "svd", "cholesky", "lu", "qr", "geqrf", "pinverse")
-DIM = {"kthvalue": 1, "topk": 1, "median": 0, "nanmedian": 0, "mode": 0}
+DIM = {"kthvalue": 1, "topk": 1, "median": 0, "nanmedian": 0, "mode": 0, "sort": 0}
 """Operators that give values and any of their places along a dim, and where that is in args."""
+ALL_DISTINCT = ("topk", "sort")
 Status = tuple[str, str]  # of a sample: status and reason, as a case's
 UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
@@ -299,8 +300,10 @@ def _products(name: str, outputs: Any) -> Any:
     adjoint = lambda x: np.conj(np.swapaxes(x, -1, -2))
     if name in ("linalg.eigh", "linalg.eig") and len(parts) == 2:
         values, vectors = parts
-        inverse = adjoint(vectors) if name == "linalg.eigh" else np.linalg.pinv(vectors)
-        return values, (vectors * values[..., None, :]) @ inverse, adjoint(vectors) @ vectors
+        symmetric = name == "linalg.eigh"
+        inverse = adjoint(vectors) if symmetric else np.linalg.pinv(vectors)
+        lengths = inverse @ vectors if symmetric else np.linalg.norm(vectors, axis=-2)
+        return values, (vectors * values[..., None, :]) @ inverse, lengths
     if name in ("linalg.svd", "svd") and len(parts) == 3:
         u, values, right = parts
         right = adjoint(right) if name == "svd" else right
@@ -316,7 +319,7 @@ def _with_torchs_places(sample: _Sample, got: Any) -> Any:
     Which of several equal values is named, torch leaves open.
     """
     want = numpy_leaves(sample.want)
-    if sample.op.name not in DIM or len(want) != 2:
+    if sample.op.name not in DIM or len(want) != 2 or sample.argument("stable", 9, False):
         return got
     x, dim = sample.operand(), sample.argument("dim", DIM[sample.op.name], -1)
     values, places = numpy_leaves(got)
@@ -324,7 +327,9 @@ def _with_torchs_places(sample: _Sample, got: Any) -> Any:
         return got
     full = places if places.ndim == x.ndim else np.expand_dims(places, dim)
     found = np.take_along_axis(x, full.astype(np.int64), dim).reshape(values.shape)
-    distinct = sample.op.name != "topk" or (np.diff(np.sort(full, dim), axis=dim) != 0).all()
+    distinct = (
+        sample.op.name not in ALL_DISTINCT or (np.diff(np.sort(full, dim), axis=dim) != 0).all()
+    )
     if distinct and np.array_equal(found, values, equal_nan=x.dtype.kind == "f"):
         return values, want[1]
     return got
