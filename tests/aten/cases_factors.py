@@ -26,6 +26,7 @@ CASES = {
         case(REFLECTORS, TAU, rand(2, 5, 4), True, True),
         case(REFLECTORS, TAU, rand(2, 4, 5), False),
         case(REFLECTORS[0], TAU[0], rand(4, 5), False, True),
+        case(rand(0, 0, 5), rand(0, 0), rand(0, 0, 5)),
     ],
     "aten.lu_unpack.default": [
         case(PACKED, PIVOTS),

@@ -38,6 +38,8 @@ def householder_product(a: Array, tau: Array) -> Array:
 @_full
 def ormqr(a: Array, tau: Array, other: Array, left: bool = True, transpose: bool = False) -> Array:
     """Q c, or c Q if not left; Q^H for Q if transpose."""
+    if a.size == 0 or other.size == 0:
+        return other  # no reflector, or nothing to reflect
     rows, columns = a.shape[-2:]
     pad = [(0, 0)] * (a.ndim - 1) + [(0, rows - columns)]
     q = householder_product(jnp.pad(a, pad), tau)
