@@ -27,6 +27,7 @@ CASES = {
         case(REFLECTORS, TAU, rand(2, 4, 5), False),
         case(REFLECTORS[0], TAU[0], rand(4, 5), False, True),
         case(rand(0, 0, 5), rand(0, 0), rand(0, 0, 5)),
+        case(rand(2, 5) * 0.3, rand(2), rand(5, 2), False),
     ],
     "aten.lu_unpack.default": [
         case(PACKED, PIVOTS),

@@ -40,8 +40,9 @@ def ormqr(a: Array, tau: Array, other: Array, left: bool = True, transpose: bool
     """Q c, or c Q if not left; Q^H for Q if transpose."""
     if a.size == 0 or other.size == 0:
         return other  # no reflector, or nothing to reflect
-    rows, columns = a.shape[-2:]
-    pad = [(0, 0)] * (a.ndim - 1) + [(0, rows - columns)]
+    rows = a.shape[-2]
+    a = a[..., :rows]  # reflectors lie below the diagonal
+    pad = [(0, 0)] * (a.ndim - 1) + [(0, rows - a.shape[-1])]
     q = householder_product(jnp.pad(a, pad), tau)
     q = _mh(q) if transpose else q
     return q @ other if left else other @ q
