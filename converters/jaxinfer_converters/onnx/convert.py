@@ -77,11 +77,14 @@ def from_onnx(
     started = time.perf_counter()
     file = open_model(source)
     skeleton, weights = _skeleton(file, fixed or {})
-    _check(skeleton, file.label)
-    skeleton = _inlined(skeleton)
-    shared = build.Model(file, opsets(skeleton), _infos(skeleton, inputs or {}), weights)
+    _give_shapes(skeleton.graph, inputs or {})
     own = onnx.GraphProto(input=[i for i in skeleton.graph.input if i.name not in weights])
     made, symbols = arguments(own, inputs or {}, dynamic=dynamic)
+    with contextlib.suppress(onnx.shape_inference.InferenceError):  # outputs without a type
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    _check(skeleton, file.label)
+    skeleton = _inlined(skeleton)
+    shared = build.Model(file, opsets(skeleton), _infos(skeleton), weights)
     builder = _build(skeleton, shared, made, fixed or {})
     names = [item.name for item in skeleton.graph.output]
     program = GraphProgram(builder.graph(names), signature(made, symbols), _structure(names))
@@ -241,21 +244,28 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _infos(model: onnx.ModelProto, given: Mapping[str, Any]) -> dict[str, build.Info]:
+def _give_shapes(graph: onnx.GraphProto, given: Mapping[str, Any]) -> None:
+    """Write the shapes of tensors that the user gives into the graph's inputs."""
+    for item in graph.input:
+        if not item.type.HasField("tensor_type") or given.get(item.name) is None:
+            continue
+        shape = getattr(given[item.name], "shape", given[item.name])
+        item.type.tensor_type.shape.SetInParent()
+        declared = item.type.tensor_type.shape.dim
+        if declared and len(declared) != len(shape):
+            continue  # an error, which ``arguments`` reports
+        for axis, size in enumerate(shape):
+            dim = declared[axis] if axis < len(declared) else declared.add()
+            if dim.HasField("dim_value") and dim.dim_value >= 0:
+                continue  # a size that differs is an error, too
+            if isinstance(size, str):
+                dim.dim_param = size
+            else:
+                dim.dim_value = int(size)
+
+
+def _infos(model: onnx.ModelProto) -> dict[str, build.Info]:
     """Return what ONNX's own shape inference says of each value, subgraphs included."""
-    for item in model.graph.input:
-        if (
-            item.name in given
-            and item.type.HasField("tensor_type")
-            and given[item.name] is not None
-        ):
-            del item.type.tensor_type.shape.dim[:]
-            for size in getattr(given[item.name], "shape", given[item.name]):
-                dim = item.type.tensor_type.shape.dim.add()
-                if isinstance(size, str):
-                    dim.dim_param = size
-                else:
-                    dim.dim_value = int(size)
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:

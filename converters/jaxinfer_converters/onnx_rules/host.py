@@ -107,12 +107,6 @@ def _chain(fn: Callable[..., Host], xs: Sequence[Host]) -> Host:
     return np.asarray(out)
 
 
-@host("Identity")
-def identity(x: Host) -> Host:
-    """x."""
-    return x
-
-
 @host("Cast")
 def cast(x: Host, *, to: str, **kwargs: Any) -> Host:
     """x as another dtype."""

@@ -80,15 +80,6 @@ def slice_(x: Array, starts: Any, ends: Any, axes: Any = None, steps: Any = None
     return x[slices(x.ndim, starts, ends, axes, steps)]
 
 
-@rule("onnx.DynamicSlice")
-def dynamic_slice(x: Array, starts: Array, sizes: Any, axes: Any) -> Array:
-    """x[start : start + size] along axes, start an array; it is moved inside as XLA does."""
-    at = dict(zip([a % x.ndim for a in ints(axes)], range(len(ints(axes))), strict=True))
-    length = dict(zip(at, ints(sizes), strict=True))
-    begin = [starts[at[axis]] if axis in at else 0 for axis in range(x.ndim)]
-    return lax.dynamic_slice(x, begin, [length.get(i, n) for i, n in enumerate(x.shape)])
-
-
 @rule("onnx.Split")
 def split(x: Array, split: Any = None, *, axis: int = 0, num_outputs: int = 0) -> list[Array]:
     """Parts of x along axis."""

@@ -67,7 +67,8 @@ def mel_weight_matrix(
     """Triangles, evenly spaced in mel = 2595 log10(1 + f / 700), over the DFT's bins."""
     count, size = ints(bins)[0], ints(dft_length)[0]
     mel = lambda f: 2595 * np.log10(1 + float(f) / 700)
-    points = np.linspace(mel(low), mel(high), count + 2)
+    step = (mel(high) - mel(low)) / (count + 2)  # so the specification: the last is not ``high``
+    points = mel(low) + np.arange(count + 2) * step
     hertz = 700 * (10 ** (points / 2595) - 1)
     edges = np.floor((size + 1) * hertz / ints(rate)[0]).astype(int)
     out = np.zeros((size // 2 + 1, count))
