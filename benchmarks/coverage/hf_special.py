@@ -166,6 +166,7 @@ def _udop(m: Any) -> Any:
     return {
         "input_ids": m.tokens(BATCH, LENGTH),
         "bbox": torch.rand((BATCH, LENGTH, 4), generator=m.rng).sort(-1)[0],
+        "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
         "decoder_input_ids": m.tokens(BATCH, 5),
         "use_cache": False,
     }
