@@ -216,12 +216,12 @@ def adaptive_max_pool(nd, self, output_size, *, channels_last=False):
 
 
 def _fractional_starts(sample: Array, n: int, kernel: int, out: int) -> Array:
-    """floor((o + u) a) - floor(u a), a = (n - kernel) / (out - 1); the last is n - kernel."""
+    """trunc((o + u) a) - trunc(u a), a = (n - kernel) / (out - 1); the last is n - kernel."""
     if out == 1:
         return jnp.full((1,), n - kernel)
     alpha = np.float32(n - kernel) / np.float32(out - 1)
     u = sample.astype("float32")
-    starts = jnp.floor((jnp.arange(out) + u) * alpha) - jnp.floor(u * alpha)
+    starts = jnp.trunc((jnp.arange(out) + u) * alpha) - jnp.trunc(u * alpha)
     return starts.astype("int32").at[-1].set(n - kernel)
 
 
