@@ -40,7 +40,13 @@ class TorchFrontEnd:
 
     def convert_generative(self, *args: Any, **kwargs: Any) -> Model:
         """Convert a generative transformers model; see ``jaxinfer.from_generative``."""
-        from jaxinfer_converters.torch.generative import from_generative
+        try:
+            from jaxinfer_converters.torch.generative import from_generative
+        except ImportError as error:
+            raise MissingExtraError(
+                "from_generative needs transformers with its exporters (transformers.exporters): "
+                f"pip install 'jaxinfer[huggingface]', torch 2.11 or newer ({error})"
+            ) from error
 
         return from_generative(*args, **kwargs)
 
