@@ -67,6 +67,8 @@ def _fault(parts, file, name):
         return "only core/_compat.py uses JAX's semi-public modules"
     if within(name, *TORCH) and parts[:2] != ("jaxinfer_converters", "torch"):
         return "only converters/jaxinfer_converters/torch imports torch"
+    if within(name, "onnx", "onnxruntime") and parts[:2] != ("jaxinfer_converters", "onnx"):
+        return "only converters/jaxinfer_converters/onnx imports onnx"
     if parts[0] == "jaxinfer_converters":
         if within(name, "jaxinfer.cli"):
             return "converters do not know the command line"
@@ -130,6 +132,7 @@ def test_exceptions_are_needed():
         ("jaxinfer/api.py", "from jaxinfer import cli", "only cli itself"),
         ("jaxinfer/api.py", "import jaxinfer_converters.graph", "never by name"),
         ("jaxinfer/core/x.py", "import torch.nn", "imports torch"),
+        ("converters/jaxinfer_converters/onnx_rules/x.py", "import onnx", "imports onnx"),
         ("jaxinfer/cli/x.py", "from transformers import BertModel", "imports torch"),
         ("converters/jaxinfer_converters/aten/x.py", "import torch", "imports torch"),
         ("converters/jaxinfer_converters/graph.py", "import timm", "imports torch"),
