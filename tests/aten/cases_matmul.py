@@ -121,6 +121,7 @@ CASES = {
         case(rand(2), rand(3, 5)),
         case(rand(), rand(2, 3)),
         case(rand(2, 3, dtype="int32"), rand(2)),
+        case(rand(2, 3, dtype="bool"), rand(2, dtype="bool")),
     ],
     "aten.linalg_multi_dot.default": [
         case([rand(2, 3), rand(3, 5), rand(5, 7)]),

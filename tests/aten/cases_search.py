@@ -30,6 +30,8 @@ BATCHED = [(ROWS, rand(2, 3)), (LONG_ROWS, rand(2, 3)), (LONG_ROWS, LONG_ROWS[:,
 SAMPLE = rand(7, 5)
 WEIGHT = rand(7, 5, seed=1)
 
+POINTS = rand(2, 17, 2)
+BOX = np.array([-1.5, -0.2, 0.5, 1.7], np.float32)
 CASES = {
     "aten.bincount.default": [covered_by(
         "aten/test_data_dependent.py::test_operators_of_data_dependent_shape_are_refused")],
@@ -53,4 +55,12 @@ CASES = {
     "aten.histogram.bin_ct": [
         case(SAMPLE, 4), case(SAMPLE, 5, range=[-1.0, 1.5]), case(np.ones(3, np.float32), 3),
         case(SAMPLE, 3, weight=WEIGHT), case(SAMPLE, 3, density=True), case(rand(0), 2)],
+    "aten._histogramdd_bin_edges.default": [
+        case(POINTS, [3, 2]), case(POINTS, [4, 3], range=[-1.0, 1.5, 0.0, 1.0])],
+    "aten._histogramdd_from_bin_tensors.default": [
+        case(POINTS, [BOX, BOX[:-1]]), case(POINTS, [BOX, BOX], density=True),
+        case(POINTS, [BOX, BOX], weight=rand(2, 17, low=0.1, high=1.0))],
+    "aten._histogramdd_from_bin_cts.default": [
+        case(POINTS, [3, 2]), case(POINTS, [4, 3], range=[-1.0, 1.5, 0.0, 1.0]),
+        case(POINTS, [2, 2], weight=rand(2, 17, low=0.1, high=1.0), density=True)],
 }  # fmt: skip

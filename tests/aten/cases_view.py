@@ -120,4 +120,5 @@ CASES = {
         case(np.array([np.nan, np.inf], np.float32), 1)],
     "aten.diagflat.default": [
         case(rand(3)), case(rand(2, 3), 1), case(SCALAR, -1), case(rand(2, dtype="int64"), -2)],
+    "aten.resize.default": [case(rand(2, 3), [3, 2]), case(rand(2, 3), [2, 2]), case(rand(3), [0])],
 }  # fmt: skip

@@ -159,7 +159,9 @@ def bilinear(x: Array, y: Array, weight: Array, bias: Array | None = None) -> Ar
 @rule("aten.kron.default")
 def kron(x: Array, y: Array) -> Array:
     """Kronecker product; the smaller rank is padded with leading ones."""
-    return jnp.kron(*promote(x, y))
+    x, y = promote(x, y)
+    wide = jnp.int32 if x.dtype == jnp.bool_ else x.dtype
+    return cast(jnp.kron(cast(x, wide), cast(y, wide)), x.dtype)
 
 
 @rule("aten.linalg_multi_dot.default", "aten.chain_matmul.default")

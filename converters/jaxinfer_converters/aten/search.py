@@ -123,6 +123,23 @@ def histogram_edges(
     return _histogram(self, bins, weight, density)
 
 
+def _edges(x: Array, bins: int, range: Sequence[float] | None) -> Array:
+    """Return bins + 1 equally spaced edges over range, or over x's own range."""
+    if range is not None:
+        low, high = _range(x, range[0], range[1], 0.5)
+    elif x.size:
+        low, high = _range(x, x.min(), x.max(), 0.5)
+    else:
+        low, high = cast(0, x.dtype), cast(1, x.dtype)
+    steps = np.arange(bins + 1)
+    # from both ends, as torch.linspace does, so that the last edge is exact
+    width = (high - low) / bins
+    return jnp.where(
+        steps < (bins + 1) // 2, low + width * cast(steps, x.dtype),
+        high - width * cast(bins - steps, x.dtype),
+    )  # fmt: skip
+
+
 @rule("aten.histogram.bin_ct")
 def histogram(
     self: Array,
@@ -133,17 +150,59 @@ def histogram(
     density: bool = False,
 ) -> tuple[Array, Array]:
     """As with edges, these being equally spaced over range or over self's own range."""
-    if range is not None:
-        low, high = _range(self, range[0], range[1], 0.5)
-    elif self.size:
-        low, high = _range(self, self.min(), self.max(), 0.5)
-    else:
-        low, high = cast(0, self.dtype), cast(1, self.dtype)
-    steps = np.arange(bins + 1)
-    # from both ends, as torch.linspace does, so that the last edge is exact
-    width = (high - low) / bins
-    edges = jnp.where(
-        steps < (bins + 1) // 2, low + width * cast(steps, self.dtype),
-        high - width * cast(bins - steps, self.dtype),
-    )  # fmt: skip
-    return _histogram(self, edges, weight, density)
+    return _histogram(self, _edges(self, bins, range), weight, density)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+@rule("aten._histogramdd_bin_edges.default")
+def histogramdd_bin_edges(
+    self: Array,
+    bins: Sequence[int],
+    *,
+    range: Sequence[float] | None = None,
+    weight: Array | None = None,
+    density: bool = False,
+) -> list[Array]:
+    """Edges along each entry of the last dim, equally spaced over its range."""
+    del weight, density
+    x = _rows(self)
+    pairs = [None if range is None else range[2 * d : 2 * d + 2] for d, _ in enumerate(bins)]
+    return [_edges(x[:, d], n, pair) for d, (n, pair) in enumerate(zip(bins, pairs, strict=True))]
+
+
+@rule("aten._histogramdd_from_bin_tensors.default")
+def histogramdd(
+    self: Array, bins: Sequence[Array], *, weight: Array | None = None, density: bool = False
+) -> Array:
+    """Counts (sums of weight, densities) of the rows of self in the boxes between the edges."""
+    x, shape = _rows(self), tuple(edges.size - 1 for edges in bins)
+    weight = jnp.ones(x.shape[0], x.dtype) if weight is None else weight.reshape(-1)
+    inside, place = jnp.ones(x.shape[0], bool), []
+    for d, edges in enumerate(bins):
+        values = x[:, d]
+        inside &= (values >= edges[0]) & (values <= edges[-1])
+        place.append(jnp.clip(_search(edges, values, right=True) - 1, 0, shape[d] - 1))
+    place[0] = jnp.where(inside, place[0], shape[0])  # out of range: dropped
+    total = jnp.zeros(shape, acc_dtype(weight.dtype)).at[tuple(place)].add(weight, mode="drop")
+    if density:
+        total = total / total.sum()
+        for d, edges in enumerate(bins):
+            total = total / jnp.diff(edges).reshape(-1, *(1,) * (len(bins) - d - 1))
+    return cast(total, weight.dtype)
+
+
+@rule("aten._histogramdd_from_bin_cts.default")
+def histogramdd_from_counts(
+    self: Array,
+    bins: Sequence[int],
+    *,
+    range: Sequence[float] | None = None,
+    weight: Array | None = None,
+    density: bool = False,
+) -> Array:
+    """As with edges, these being equally spaced over range or over self's own range."""
+    edges = histogramdd_bin_edges(self, bins, range=range)
+    return histogramdd(self, edges, weight=weight, density=density)

@@ -256,3 +256,11 @@ def diag_embed(self: Array, offset: int = 0, dim1: int = -2, dim2: int = -1) -> 
 def diagflat(self: Array, offset: int = 0) -> Array:
     """diag_embed of the flattened tensor."""
     return diag_embed(self.reshape(-1), offset)
+
+
+@rule("aten.resize.default")
+def resize(self: Array, size: Sequence[int], *, memory_format: None = None) -> Array:
+    """The first elements of x in flat order, in another shape; zeros where x has no more."""
+    del memory_format
+    flat, count = self.reshape(-1), prod(size)
+    return jnp.pad(flat[:count], (0, max(0, count - flat.size))).reshape(size)
