@@ -53,4 +53,6 @@ CASES = {
     "aten.embedding_bag.padding_idx": bags(none=None),
     "aten.one_hot.default": [
         case(IDS, 5), case(IDS, 7), case(np.array(2), 3), case(np.zeros((0, 2), np.int64), 3)],
+    "aten.embedding_renorm.default": [
+        *(case(W, IDS[:, :2], 1.0, p) for p in (2.0, 1.0, float("inf"))), case(W, IDS, 100.0, 2.0)],
 }  # fmt: skip

@@ -20,6 +20,7 @@ from jaxinfer.core import dtypes
 from jaxinfer.core.symbols import evaluate
 from jaxinfer_converters.aten._common import Array, acc_dtype, cast, rule
 from jaxinfer_converters.aten._data_dependent import refuse
+from jaxinfer_converters.aten.reduce import p_norm
 
 SUM, MEAN, MAX = 0, 1, 2
 
@@ -118,3 +119,13 @@ def one_hot(self: Array, num_classes: int = -1) -> Array:
         refuse("one_hot without num_classes", "pass num_classes")
     classes = lax.iota(self.dtype, num_classes)
     return (self[..., None] == classes).astype(dtypes.canonical("int64"))
+
+
+@rule("aten.embedding_renorm.default")
+def embedding_renorm(self: Array, indices: Array, max_norm: float, norm_type: float) -> Array:
+    """The table with the rows that indices name scaled down to a norm of max_norm."""
+    wide = cast(self, acc_dtype(self.dtype))
+    norm = p_norm(wide, norm_type, -1, True)
+    used = jnp.zeros((self.shape[0], 1), bool).at[indices.reshape(-1)].set(True)
+    scale = jnp.where(used & (norm > max_norm), max_norm / (norm + 1e-7), 1)
+    return cast(wide * scale, self.dtype)

@@ -179,10 +179,15 @@ def take(self: Array, index: Array) -> Array:
 
 @rule("aten.take_along_dim.default")
 def take_along_dim(self: Array, indices: Array, dim: int | None = None) -> Array:
-    """gather after broadcasting the other dims; without dim, of the flat tensors."""
+    """gather after broadcasting the other dims; without dim, of the flat tensors.
+
+    Negative indices wrap.
+    """
     if dim is None:
-        return gather(self.reshape(-1), 0, indices.reshape(-1))
+        return take_along_dim(self.reshape(-1), indices.reshape(-1), 0)
     dim = canonical_dim(dim, self.ndim)
+    size = self.shape[dim] if self.ndim else 1
+    indices = jnp.where(indices < 0, indices + size, indices)
     others = [1 if d == dim else n for d, n in enumerate(self.shape)]
     shape = jnp.broadcast_shapes(tuple(others), tuple(indices.shape))
     wide = [self.shape[d] if d == dim else n for d, n in enumerate(shape)]
