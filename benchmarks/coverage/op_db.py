@@ -214,8 +214,10 @@ def _excluded(op: Any, sample: _Sample, want: Any) -> str:
             return "random"
     for what, values in (("input", sample.leaves), ("result", want)):
         for leaf in numpy_leaves(values):
-            if leaf.dtype == np.int64 and leaf.size and np.abs(leaf).max() >= 2**31:
-                return "needs x64: an int64 " + what
+            if leaf.dtype in (np.int64, np.uint64) and leaf.size:
+                low, high = (0, 2**32) if leaf.dtype == np.uint64 else (-(2**31), 2**31)
+                if not low <= int(leaf.min()) <= int(leaf.max()) < high:
+                    return f"needs x64: an {leaf.dtype} {what}"
     return ""
 
 
