@@ -28,8 +28,6 @@ _EXTENDED = (
     "float8_e8m0fnu",
     "int2",
     "uint2",
-    "int2",
-    "uint2",
     "int4",
     "uint4",
     "float4_e2m1fn",
