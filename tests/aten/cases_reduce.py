@@ -108,10 +108,15 @@ _norm_dim = [
     case(EMPTY, 2, [1]),
 ]
 
-_bools = [case(x) for x in (BOOL, BOOL[:0], BOOL | True, BOOL & False, BOOL[0, 0, 0])]
+_bools = [case(x) for x in (BOOL, BOOL[:0], BOOL | True, BOOL & False, BOOL[0, 0, 0, ...])]
 
 CASES = {
     "aten._is_all_true.default": _bools,
+    "aten.hash_tensor.default": [
+        *(case(x) for x in (BOOL, U8)),
+        *(case(np.abs(INT), dims) for dims in ([], [1], [0, -1])),
+        case(U8, [0], keepdim=True),
+    ],
     "aten._is_any_true.default": _bools,
     "aten.sum.default": [case(x) for x in (*_plain, COMPLEX, EMPTY)]
     + _integer

@@ -307,3 +307,22 @@ def dist(x: Array, y: Array, p: Number = 2) -> Array:
 def count_nonzero(x: Array, dim: Dims = None) -> Array:
     """Σ (x ≠ 0) over dim."""
     return sum_dims(cast(x, "bool"), dim)
+
+
+@rule("aten.hash_tensor.default")
+def hash_tensor(x: Array, dim: Dims = (), *, keepdim: bool = False, mode: int = 0) -> Array:
+    """Exclusive or over dim of the bits of x as int64; floats (as float64) need x64."""
+    del mode  # torch has one
+    dtype = dtypes.canonical("uint64")
+    if category(x.dtype) > 1 and dtype.itemsize < 8:
+        raise NotImplementedError(
+            "hash_tensor of floats is that of their float64 bits, which do not exist with 64-bit "
+            "types off; turn them on (jax.config.update('jax_enable_x64', True))"
+        )
+    if category(x.dtype) > 1:
+        bits = lax.bitcast_convert_type(cast(x, "float64"), dtype)
+    else:
+        bits = cast(x, dtypes.canonical("int64")).astype(dtype)
+    axes = canonical_dims(dim, x.ndim)
+    out = lax.reduce(bits, np.zeros((), dtype)[()], lax.bitwise_xor, axes)
+    return jnp.expand_dims(out, axes) if keepdim else out
