@@ -46,8 +46,8 @@ def test_pages_with_code():
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs(page, tmp_path, monkeypatch, own_rules):
     text = (ROOT / page).read_text()
-    if "import torch" in text:
-        pytest.importorskip("torch")
+    for package in re.findall(r"^import (torch|onnx)$", text, re.M):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     run(page, text, {"__name__": "page"})
 
