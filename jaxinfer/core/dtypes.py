@@ -92,6 +92,22 @@ def narrow(array: np.ndarray, what: str) -> np.ndarray:
     return array.astype(target)
 
 
+def meet_ends(array: np.ndarray) -> np.ndarray:
+    """Return int64 with its smallest and largest value at the ends of what JAX computes in.
+
+    In a constant they stand for infinity (an identity of min and max), not for a number. The
+    array itself comes back if there is nothing to do.
+    """
+    target = canonical(array.dtype.name)
+    if array.dtype != np.int64 or target == array.dtype:
+        return array
+    wide, narrow_ = np.iinfo(np.int64), np.iinfo(target)
+    low, high = array == wide.min, array == wide.max
+    if not (low.any() or high.any()):
+        return array
+    return np.where(low, narrow_.min, np.where(high, narrow_.max, array))
+
+
 def kind(dtype: np.dtype) -> str:
     """Return ``bool``, ``integer``, ``float`` or ``complex``.
 

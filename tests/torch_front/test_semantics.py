@@ -429,3 +429,17 @@ def test_to_nnx_updates_changed_buffers():
     counter(jnp.ones(3))
     np.testing.assert_array_equal(counter(jnp.ones(3)), [4, 4, 4])
     np.testing.assert_array_equal(counter.total[...], [2, 2, 2])
+
+
+def test_the_ends_of_int64_in_a_constant_stand_for_infinity():
+    class Largest(nn.Module):
+        def forward(self, x, mask):
+            return torch.where(mask, x, torch.tensor(torch.iinfo(torch.int64).min)).amax(0)
+
+    x = torch.tensor([[3, -5], [7, 2]])
+    mask = torch.tensor([[True, True], [False, True]])
+    model = ji.from_torch(Largest(), (x, mask))
+    np.testing.assert_array_equal(model(x, mask), [3, 2])
+    assert ["stand for the ends of int32" in note for note in model.provenance["narrowed"]] == [
+        True
+    ]

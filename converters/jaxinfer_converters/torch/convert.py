@@ -132,7 +132,7 @@ def _model(
         **state.notes,
         **notes,
     }
-    if narrowed := _narrowed(captured):
+    if narrowed := [*_narrowed(captured), *state.notes.get("narrowed", ())]:
         provenance["narrowed"] = narrowed
     return Model(program, state.params, provenance=provenance)
 

@@ -142,6 +142,7 @@ def collect(
     constants: dict[str, np.ndarray] = {}
     stacks: dict[str, tuple[np.ndarray, set[str]]] = {}
     problems: list[str] = []
+    ends: list[str] = []
     for done, name in enumerate(wanted):
         if progress is not None:
             progress(name, done, len(wanted))
@@ -151,7 +152,9 @@ def collect(
         if made is not None and key in made:
             params[name] = made[key]
             continue
-        value = _read(name, source, tensors, item.source_aval(), report, problems)
+        free = captured.state[name] != "parameter" and name not in captured.persistent
+        aval = item.source_aval()
+        value = _read(name, source, tensors, aval, report, problems, ends if free else None)
         if value is None:
             continue
         small = value.nbytes <= INLINE_LIMIT
@@ -167,7 +170,7 @@ def collect(
             if not left:
                 params[item.target] = hand_over(stacks.pop(item.target)[0])
             del stack
-        elif name not in captured.persistent and captured.state[name] != "parameter" and small:
+        elif free and small:
             constants[name] = np.array(value, order="C")
         else:
             params[name] = owned(value)  # torch may go on writing to its own
@@ -176,6 +179,8 @@ def collect(
         del value
         if source is not None:
             source.release(name)
+    if ends:
+        notes["narrowed"] = ends
     if report.casts:
         notes["cast"] = [list(record) for record in report.casts]
     if report.warnings:
@@ -204,7 +209,9 @@ def _read(
     aval: Aval | None,
     report: Report,
     problems: list[str],
+    ends: list[str] | None,
 ) -> np.ndarray | None:
+    """Read one tensor; ``ends`` (constants) lists those whose int64 ends became int32's."""
     if checkpoint is not None:
         assert aval is not None
         array = checkpoint.read(name, aval.dtype, report)
@@ -219,6 +226,9 @@ def _read(
         array = from_torch_tensor(tensor)
         if odd := nonfinite(name, array):
             report.warnings.append(odd)
+    if ends is not None and (met := dtypes.meet_ends(array)) is not array:
+        ends.append(f"{name}: the ends of int64 stand for the ends of int32 (x64 is off)")
+        array = met
     try:
         return dtypes.narrow(array, name)
     except OverflowError as error:
