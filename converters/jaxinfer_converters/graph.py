@@ -60,7 +60,7 @@ class Input:
     Attributes:
       aval: shape and dtype as the graph reads it, and as it is stored.
       perm: the order in which the checkpoint's axes are stored (a convolution kernel that was
-        transposed once, at conversion); empty: as they are.
+        transposed once, at conversion), or the axes of an input come; empty: as they are.
       parts: the checkpoint's names whose tensors are stored stacked along a new first axis
         (repeated layers); empty: ``target`` alone.
     """
@@ -106,11 +106,17 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A graph output: the user's (``output``), or the new value of a buffer or an input."""
+    """A graph output: the user's (``output``), or the new value of a buffer or an input.
+
+    Attributes:
+      perm: the order in which its axes come back (images that are wanted channels-last);
+        empty: as the module returns them.
+    """
 
     kind: str
     value: Any
     target: str = ""
+    perm: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +215,10 @@ class Graph:
         return {
             "inputs": [_input_json(item) for item in self.inputs],
             "nodes": [_node_json(node) for node in self.nodes],
-            "results": [[r.kind, encode(r.value), r.target] for r in self.results],
+            "results": [
+                [r.kind, encode(r.value), r.target, *([list(r.perm)] if r.perm else ())]
+                for r in self.results
+            ],
             "subgraphs": {name: graph.to_json() for name, graph in self.subgraphs.items()},
         }
 
@@ -223,7 +232,10 @@ class Graph:
         graph = cls(
             tuple(_input(item) for item in data["inputs"]),
             tuple(_node(item) for item in data["nodes"]),
-            tuple(Result(kind, decode(value), target) for kind, value, target in data["results"]),
+            tuple(
+                Result(kind, decode(value), target, *(tuple(map(int, p)) for p in perm))
+                for kind, value, target, *perm in data["results"]
+            ),
             {name: cls.from_json(item) for name, item in data["subgraphs"].items()},
         )
         graph.verify()

@@ -213,6 +213,17 @@ class GraphProgram:
             for permuted in permutes(self.graph)
         )
 
+    @functools.cached_property
+    def input_perms(self) -> Mapping[int, tuple[int, ...]]:
+        """By leaf of the inputs: the order of its axes, where it is not the module's own."""
+        return {int(i.target): i.perm for i in self.graph.inputs if i.kind == "input" and i.perm}
+
+    @functools.cached_property
+    def output_perms(self) -> Mapping[int, tuple[int, ...]]:
+        """By array of the outputs: the order of its axes, where it is not the module's own."""
+        outputs = [result for result in self.graph.results if result.kind == "output"]
+        return {place: result.perm for place, result in enumerate(outputs) if result.perm}
+
     @property
     def mutates(self) -> tuple[str, ...]:
         """Names of the buffers and inputs that come back as new state."""

@@ -19,7 +19,7 @@ from jaxinfer.cli._source import ERROR_HEADER, error_rows, opened, seeds_of, sou
     default="NCHW",
     show_default=True,
     help="Layout of images at the interface. Inside, convolutions run channels-last; 'keep' "
-    "leaves every layout as it was. NHWC needs --no-verify: the original does not take it.",
+    "leaves every layout as it was.",
 )
 @click.option(
     "--scan-layers",
@@ -51,11 +51,6 @@ def command(
     from jaxinfer.core.parity import Report, prove
     from jaxinfer.io.artefact import check_target, save
 
-    if given["layout"] == "NHWC" and not no_verify:
-        raise click.UsageError(
-            "--layout NHWC changes the inputs, which the original then cannot take: pass "
-            "--no-verify too, and compare in Python"
-        )
     check_target(out, overwrite=overwrite)
     stages = _console.Stages()
     with stages.stage("open", f"opening {source}"):

@@ -263,9 +263,11 @@ def prove(
     for seed in seeds:
         args, kwargs = source.examples(seed)
         key = jax.random.key(seed) if model.program.random else None
-        got = outputs_of(model, model(*args, rng_key=key, **kwargs))
         state = _state_names(model)
         want = source.reference(args, kwargs, state)
+        want = [_in_order(x, place, model, "output_perms") for place, x in enumerate(want)]
+        args, kwargs = _as_model_takes(model, args, kwargs)
+        got = outputs_of(model, model(*args, rng_key=key, **kwargs))
         if state and len(want) == len(got) - len(state):
             got = dict(list(got.items())[: len(want)])
             notes["the new state of buffers was not compared: the source returns none"] = None
@@ -278,6 +280,21 @@ def prove(
             old = worst.get(error.path, error)
             worst[error.path] = _worse(old, error)
     return Report(tuple(seeds), tuple(worst.values()), tuple(notes))
+
+
+def _as_model_takes(model: Model, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the original's inputs with the axes in the model's own order (NHWC)."""
+    if not getattr(model.program, "input_perms", None):
+        return args, kwargs
+    signature = model.signature
+    leaves = enumerate(signature.flatten(args, kwargs))
+    turned = iter([_in_order(leaf, place, model, "input_perms") for place, leaf in leaves])
+    return tuple(structure.unflatten(turned) for structure in signature.structures), {}
+
+
+def _in_order(value: Any, place: int, model: Model, which: str) -> Any:
+    perm = getattr(model.program, which, {}).get(place)
+    return value if perm is None else np.transpose(value, perm)
 
 
 def _worse(a: OutputError, b: OutputError) -> OutputError:

@@ -49,6 +49,10 @@ class Deep(nn.Module):
 
 def deep():
     return Deep().eval()
+
+
+def image():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
 """
 
 
@@ -133,10 +137,14 @@ def test_scan_layers(here, place):
         assert text in shown
 
 
-def test_layout_that_the_original_does_not_take(here):
-    made = here("convert", "nets:make", "-o", "other", "--layout", "NHWC")
-    assert made.code == 2
-    assert "--no-verify" in made.err
+def test_nhwc_is_compared_with_the_original_too(here, place):
+    shape = ("--input", "float32[batch=2,3,12,10]")
+    made = here("convert", "nets:image", "-o", "nhwc", "--layout", "NHWC", *shape)
+    assert made.code == 0, made.err
+    assert "float32[batch, 12, 10, 3]" in here("inspect", "nhwc").out
+    again = here("verify", "nhwc", "--against", "nets:image", *shape, "--seed", "5")
+    assert again.code == 1  # other random weights: a comparison that can fail
+    assert "TOO LARGE" in again.out
 
 
 def test_verify(here, converted):

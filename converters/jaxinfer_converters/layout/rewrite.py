@@ -118,9 +118,7 @@ class Writer:
         if perm == plain:
             return item
         aval = _permuted(item.aval, perm)
-        return dataclasses.replace(
-            item, aval=aval, perm=item.perm if item.kind == "input" else perm
-        )
+        return dataclasses.replace(item, aval=aval, perm=perm)
 
     def _node(self, node: Node) -> None:
         found = self.plan.calls.get(node.name)
@@ -238,10 +236,10 @@ class Writer:
         if not isinstance(result.value, Ref):
             return result
         ref = result.value.name
-        want = None
-        if image:
-            want = self.plan.order(value_key(ref, self.nodes), len(self.stored[ref]), True)
-        return dataclasses.replace(result, value=Ref(self.get(ref, want, None)))
+        if not image:
+            return dataclasses.replace(result, value=Ref(self.get(ref, None, None)))
+        want = self.plan.order(value_key(ref, self.nodes), len(self.stored[ref]), True)
+        return dataclasses.replace(result, value=Ref(self.get(ref, want, None)), perm=want)
 
 
 def _does_nothing(node: Node) -> bool:
