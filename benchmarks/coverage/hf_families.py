@@ -28,6 +28,11 @@ HALF_MROPE: Fields = {
         "mrope_section": [1, 1, 2],
     }
 }
+MUSE_AUDIO: Fields = {
+    "_keep": "depths|num_hidden",
+    "depths": (1, 1, 1, 1),
+    "hidden_sizes": (8, 16, 32, 64),
+}
 MAMBA: Fields = {"mamba_n_heads": 8, "mamba_d_head": 16}
 HGNET: Fields = {"_keep": "stem_|stage_|hidden_sizes", "stage_numb_of_layers": (2, 2, 2, 2)}
 SERIES: Fields = {"prediction_length": 4, "context_length": 8}
@@ -80,6 +85,26 @@ SAM: Fields = {
 }
 TILE: Fields = {"image_size": 32, "patch_size": 8}
 TOKENIZER: Fields = {"num_filters": 4, "depths": (1, 1, 1, 1, 1, 1, 1)}
+MIMI: Fields = {"upsample_groups": 64, "vector_quantization_hidden_dimension": 64}
+MOBILENET: Fields = {
+    "architecture": "mobilenetv5_300m_enc",
+    "model_args": {"channel_multiplier": 0.1},
+}
+PE_VISION: Fields = {
+    "vision_config": {
+        "model_type": "timm_wrapper",
+        "architecture": "vit_pe_core_large_patch14_336",
+        "model_args": {"depth": 2, "embed_dim": 64, "num_heads": 4, "img_size": 56},
+    }
+}
+REPVIT: Fields = {
+    "backbone_config": {
+        "architecture": "repvit_m1",
+        "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+    },
+    "backbone_channel_list": [384, 192, 96, 48],
+    "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+}
 FULL_VISION: Fields = {"vision_config": {"fullatt_block_indexes": (1,), "window_size": 56}}
 
 FAMILIES: dict[str, Fields] = {
@@ -98,9 +123,11 @@ FAMILIES: dict[str, Fields] = {
     "cohere_compass": {"text_config": COMPASS},
     "cohere_compass_text": COMPASS,
     "conditional_detr": {"backbone_config": RESNET},
+    "csm": {"codec_config": MIMI},
     "cvt": {"depth": (1, 2, 3)},
     "d_fine": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
     "dab-detr": {"backbone_config": RESNET},
+    "dbrx": {"attn_config": {"rope_theta": 1e4}},
     "deepseek_ocr2": {
         "text_config": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"]}
     },
@@ -123,6 +150,9 @@ FAMILIES: dict[str, Fields] = {
         "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "edgetam": {"vision_config": REPVIT, "prompt_encoder_config": {"image_size": 64}},
+    "edgetam_vision_model": REPVIT,
+    "efficientloftr": {"out_features": [8, 16, 32, 64], "stage_num_blocks": [1, 1, 1, 1]},
     "efficientnet": EFFICIENTNET,
     "emu3": {"vocabulary_map": {"<image>": 8}, "image_token_id": 8},
     "ernie4_5_vl_moe": {
@@ -138,10 +168,18 @@ FAMILIES: dict[str, Fields] = {
     "exaone4_5": FULL_VISION,
     "exaone4_5_vision": {"fullatt_block_indexes": (1,), "window_size": 56},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "fast_vlm": {
+        "vision_config": {"architecture": "fastvit_t8", "_keep": "model_args", "hidden_size": 768}
+    },
+    "fastspeech2_conformer_with_hifigan": {
+        "vocoder_config": {"_keep": "model_in_dim", "upsample_initial_channel": 32}
+    },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
     "funnel": {"block_sizes": (1, 1, 1), "architectures": []},
     "fuyu": {"patch_size": 8},
     "gemma3": {"vision_config": {"image_size": 64, "patch_size": 16}, "mm_tokens_per_image": 4},
+    "gemma3n": {"vision_config": MOBILENET},
+    "gemma3n_vision": MOBILENET,
     "glm46v": {"text_config": MROPE},
     "glm4v": {"text_config": MROPE},
     "glm4v_moe": {"text_config": HALF_MROPE},
@@ -156,6 +194,12 @@ FAMILIES: dict[str, Fields] = {
     "glmga": {"text_config": MROPE},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
+    "granite4_vision": {
+        "downsample_rate": "2/4",
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+        "vision_config": {"image_size": 64, "patch_size": 16},
+    },
     "granitemoehybrid": MAMBA,
     "grounding-dino": {"_keep": "num_heads"},
     "hgnet_v2": HGNET,
@@ -163,7 +207,9 @@ FAMILIES: dict[str, Fields] = {
     "hunyuan_vl_text": XDROPE,
     "hyperclovax_vision_v2": FULL_VISION,
     "informer": {"prediction_length": 4, "context_length": 12, "label_length": 6},
+    "inkling_mm_model": {"vision_config": {"num_hidden_layers": 4}},
     "instructblip": {"image_token_id": 99},
+    "instructblipvideo": {"video_token_index": 99, "vision_config": {"image_size": 28}},
     "layoutlmv3": {
         "_keep": "coordinate_size|shape_size",
         "coordinate_size": 10,
@@ -171,6 +217,7 @@ FAMILIES: dict[str, Fields] = {
         "input_size": 64,
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lightglue": {"keypoint_detector_config": {"_keep": "keypoint_decoder_dim"}},
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 96, "num_attention_heads": 4},
     "llava": {"vision_config": {"image_size": 64}},
     "lw_detr": {
@@ -185,8 +232,11 @@ FAMILIES: dict[str, Fields] = {
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2},
     "mask2former": {"_keep": "num_attention_heads", "feature_size": 64},
-    "mimi": {"upsample_groups": 64, "vector_quantization_hidden_dimension": 64},
-    "mimi_decoder": {"upsample_groups": 64, "vector_quantization_hidden_dimension": 64},
+    "mimi": MIMI,
+    "mimi_decoder": MIMI,
+    "mistral3": {"vision_config": {"image_size": 64}},
+    "minicpm_ocr_vision": {"insert_layer_id": 0},
+    "minicpmv4_7_vision": {"insert_layer_id": 0},
     "mllama": {
         "vision_config": {
             "image_size": 56,
@@ -197,12 +247,10 @@ FAMILIES: dict[str, Fields] = {
         "text_config": {"cross_attention_layers": [1]},
     },
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "moonshine_streaming": {},
-    "muse_spark_audio": {
-        "_keep": "depths|num_hidden",
-        "depths": (1, 1, 1, 1),
-        "hidden_sizes": (8, 16, 32, 64),
-    },
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "muse_glimmer_assistant": {"target_layer_ids": [0, 1]},
+    "muse_spark": {"audio_config": MUSE_AUDIO},
+    "muse_spark_audio": MUSE_AUDIO,
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "omdet-turbo": {
         "backbone_config": {
@@ -224,12 +272,24 @@ FAMILIES: dict[str, Fields] = {
         "num_self_attention_heads": 2,
         "num_cross_attention_heads": 2,
     },
+    "pe_audio_video": {"audio_video_config": {"video_config": PE_VISION}},
+    "pe_audio_video_encoder": {"video_config": PE_VISION},
+    "pe_video": {"video_config": PE_VISION},
+    "pe_video_encoder": PE_VISION,
+    "perception_lm": PE_VISION,
+    "pi0": {"vlm_config": {"vision_config": {"image_size": 28}}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 64},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 64},
-    "pp_doclayout_v3": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
+    "pp_doclayout_v3": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage|x4_feat_dim"},
     "pp_doclayout_v4": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
     "pp_ocrv5_server_rec": {"backbone_config": HGNET, "_keep": "stage"},
-    "pp_ocrv6_small_det": {"backbone_config": {"_keep": "stem|stage|channels"}},
+    "pp_ocrv6_small_det": {
+        "backbone_config": {
+            "_keep": "stem|stage|channels",
+            "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        },
+        "layer_list_out_channels": (96, 96, 192, 384),
+    },
     "pp_ocrv6_small_rec": {"backbone_config": {"_keep": "stem|stage|channels"}},
     "pp_ocrv6_tiny_rec": {"backbone_config": {"_keep": "stem|stage|channels"}},
     "qwen2_5_omni_thinker": {"text_config": MROPE, **FULL_VISION, "vision_start_token_id": 90},
@@ -261,7 +321,7 @@ FAMILIES: dict[str, Fields] = {
         "encoder_in_channels": [32, 64, 128],
     },
     "sam": SAM,
-    "sam2": {"vision_config": HIERA_FPN},
+    "sam2": {"vision_config": HIERA_FPN, "prompt_encoder_config": {"image_size": 128}},
     "sam2_hiera_det_model": HIERA,
     "sam2_vision_model": HIERA_FPN,
     "sam_hq": SAM,
@@ -278,6 +338,7 @@ FAMILIES: dict[str, Fields] = {
         "pretrain_image_size": 32,
     },
     "siglip2": {"vision_config": {"patch_size": 8}},
+    "step3p7": {"text_config": {"sliding_window": 8}, "vision_config": {"image_size": 56}},
     "table-transformer": {"backbone_config": RESNET},
     "textnet": {"_keep": "hidden_sizes|depths", "image_size": (64, 64)},
     "time_series_transformer": SERIES,
@@ -286,9 +347,15 @@ FAMILIES: dict[str, Fields] = {
     "uvdoc": {
         "backbone_config": {"_keep": "depths", "out_features": [f"stage{i}" for i in range(1, 7)]}
     },
+    "vibevoice": {"audio_config": TOKENIZER, "semantic_model_config": TOKENIZER},
     "vibevoice_acoustic_tokenizer": TOKENIZER,
     "vibevoice_acoustic_tokenizer_decoder": TOKENIZER,
     "vibevoice_acoustic_tokenizer_encoder": TOKENIZER,
+    "vibevoice_asr": {
+        "acoustic_tokenizer_encoder_config": TOKENIZER,
+        "semantic_tokenizer_encoder_config": TOKENIZER,
+        "acoustic_tokenizer_chunk_size": 6400,
+    },
     "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {

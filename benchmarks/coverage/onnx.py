@@ -130,7 +130,7 @@ def _shape(value: Any) -> Any:
 def convert(model: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Convert a model, fixing the inputs that its shapes depend on; returns it and those."""
     import jaxinfer as ji
-    from jaxinfer_converters.onnx.build import DynamicValueError
+    from jaxinfer_converters.onnx.known import DynamicValueError
 
     fixed: dict[str, Any] = {}
     while True:

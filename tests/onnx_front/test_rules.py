@@ -15,7 +15,7 @@ import jaxinfer as ji  # noqa: E402
 import jaxinfer_converters.program  # noqa: E402, F401
 from jaxinfer.core import parity  # noqa: E402
 from jaxinfer.core.ops import OPS  # noqa: E402
-from jaxinfer_converters.onnx.build import DynamicValueError  # noqa: E402
+from jaxinfer_converters.onnx.known import DynamicValueError  # noqa: E402
 from tests.onnx_front.tables import CALLS, HOST, NODES  # noqa: E402
 
 RULES = [

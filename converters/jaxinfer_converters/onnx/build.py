@@ -15,7 +15,6 @@ graph's inputs it comes from.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,8 @@ from jaxinfer.core.errors import ConversionError
 from jaxinfer.core.ops import OPS
 from jaxinfer_converters.graph import Aval, Graph, Input, Node, Ref, Result, Sub
 from jaxinfer_converters.onnx.call import Call, read_call
-from jaxinfer_converters.onnx.read import File, dtype_name
+from jaxinfer_converters.onnx.known import DynamicValueError, Info, Model
+from jaxinfer_converters.onnx.read import dtype_name
 
 SMALL = 1024
 """Values up to which a constant is known, and written into the graph."""
@@ -68,50 +68,6 @@ def with_static(*places: int) -> Lowering:
         return b.emit(n.op if "." in n.op else f"onnx.{n.op}", *args, **plain(n.attrs))
 
     return lower
-
-
-class DynamicValueError(ConversionError):
-    """A shape, axis or count that is to be static depends on the data.
-
-    Attributes:
-      inputs: the graph's inputs that it comes from.
-    """
-
-    def __init__(self, message: str, inputs: Sequence[str]):
-        super().__init__(message)
-        self.inputs = tuple(inputs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Info:
-    """What is said of a value: dtype name, and shape as far as known (None: rank unknown)."""
-
-    dtype: str | None
-    shape: tuple[int | str | None, ...] | None = None
-
-    @property
-    def rank(self) -> int | None:
-        """The number of axes, if known."""
-        return None if self.shape is None else len(self.shape)
-
-
-@dataclasses.dataclass
-class Model:
-    """What all builders of a model share.
-
-    Attributes:
-      opsets: version by domain.
-      infos: what shape inference says of each value.
-      weights: tensors by name that are not small constants.
-      user: names of the graph's own inputs.
-    """
-
-    file: File
-    opsets: Mapping[str, int]
-    infos: Mapping[str, Info]
-    weights: dict[str, onnx.TensorProto] = dataclasses.field(default_factory=dict)
-    user: set[str] = dataclasses.field(default_factory=set)
-    producers: dict[str, Call] = dataclasses.field(default_factory=dict)
 
 
 class Builder:

@@ -36,7 +36,7 @@ from jaxinfer.core.structure import LEAF, Structure
 from jaxinfer.io.checkpoint import nonfinite
 from jaxinfer_converters.graph import Aval, Graph, Ref, Result
 from jaxinfer_converters.layout import channels_last
-from jaxinfer_converters.onnx import build
+from jaxinfer_converters.onnx import build, known
 from jaxinfer_converters.onnx.read import File, dtype_name, open_model, opsets
 from jaxinfer_converters.onnx.rehearse import record
 from jaxinfer_converters.onnx.signature import Argument, arguments, signature
@@ -84,7 +84,7 @@ def from_onnx(
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     _check(skeleton, file.label)
     skeleton = _inlined(skeleton)
-    shared = build.Model(file, opsets(skeleton), _infos(skeleton), weights)
+    shared = known.Model(file, opsets(skeleton), _infos(skeleton), weights)
     builder = _build(skeleton, shared, made, fixed or {})
     names = [item.name for item in skeleton.graph.output]
     program = GraphProgram(builder.graph(names), signature(made, symbols), _structure(names))
@@ -264,7 +264,7 @@ def _give_shapes(graph: onnx.GraphProto, given: Mapping[str, Any]) -> None:
                 dim.dim_value = int(size)
 
 
-def _infos(model: onnx.ModelProto) -> dict[str, build.Info]:
+def _infos(model: onnx.ModelProto) -> dict[str, known.Info]:
     """Return what ONNX's own shape inference says of each value, subgraphs included."""
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True)
@@ -273,12 +273,12 @@ def _infos(model: onnx.ModelProto) -> dict[str, build.Info]:
         raise ConversionError(
             f"the model's types or shapes contradict each other: {text}"
         ) from error
-    found: dict[str, build.Info] = {}
+    found: dict[str, known.Info] = {}
     _collect(model.graph, found)
     return found
 
 
-def _collect(graph: onnx.GraphProto, found: dict[str, build.Info]) -> None:
+def _collect(graph: onnx.GraphProto, found: dict[str, known.Info]) -> None:
     for item in (*graph.input, *graph.value_info, *graph.output):
         if item.type.HasField("tensor_type") and item.type.tensor_type.elem_type:
             kind = item.type.tensor_type
@@ -293,10 +293,10 @@ def _collect(graph: onnx.GraphProto, found: dict[str, build.Info]) -> None:
                     d.dim_value if d.HasField("dim_value") else d.dim_param or None
                     for d in kind.shape.dim
                 )
-            found[item.name] = build.Info(dtype_name(kind.elem_type, item.name), shape)
+            found[item.name] = known.Info(dtype_name(kind.elem_type, item.name), shape)
     for tensor in graph.initializer:
         name = dtype_name(tensor.data_type, tensor.name)
-        found[tensor.name] = build.Info(name, tuple(tensor.dims))
+        found[tensor.name] = known.Info(name, tuple(tensor.dims))
     for node in graph.node:
         for inner in _subgraphs(node):
             _collect(inner, found)
@@ -304,7 +304,7 @@ def _collect(graph: onnx.GraphProto, found: dict[str, build.Info]) -> None:
 
 def _build(
     model: onnx.ModelProto,
-    shared: build.Model,
+    shared: known.Model,
     made: Sequence[Argument],
     fixed: Mapping[str, Any],
 ) -> build.Builder:
@@ -368,7 +368,7 @@ def _arranged(program: GraphProgram, layout: str) -> GraphProgram:
 
 
 def _weights(
-    graph: Graph, shared: build.Model, progress: Progress | None
+    graph: Graph, shared: known.Model, progress: Progress | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """Read the tensors that the graph needs, one at a time."""
     params: dict[str, Any] = {}

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 
 from jaxinfer_converters.graph import Ref
-from jaxinfer_converters.onnx.build import Builder, DynamicValueError, lowers
+from jaxinfer_converters.onnx.build import Builder, lowers
 from jaxinfer_converters.onnx.call import Call
+from jaxinfer_converters.onnx.known import DynamicValueError
 
 
 @lowers("If")

@@ -19,7 +19,7 @@ from jaxinfer.core.errors import ConversionError, JaxinferError
 from jaxinfer.core.structure import LEAF, Structure
 from jaxinfer.core.symbols import evaluate
 from jaxinfer_converters.graph import Aval, Ref, Result
-from jaxinfer_converters.onnx.build import Info
+from jaxinfer_converters.onnx.known import Info
 from jaxinfer_converters.program import GraphProgram
 
 _FIRST = (5, 7, 11, 13, 17, 19, 23, 29)

@@ -35,6 +35,13 @@ from jaxinfer_converters.graph import Aval, DType, Graph, Input, Node, Ref, Resu
 from jaxinfer_converters.torch.caches import describes_object, object_structure
 from jaxinfer_converters.torch.diagnose import source_line, unbacked
 from jaxinfer_converters.torch.export import DATA_DEPENDENT_ADVICE
+from jaxinfer_converters.torch.names import (
+    declared_names,
+    dtype_name,
+    functional_name,
+    module_path,
+    op_name,
+)
 
 DROPPED_KWARGS = frozenset(
     ("layout", "device", "pin_memory", "memory_format", "generator", "non_blocking")
@@ -202,7 +209,7 @@ class _Reader:
             tuple(self.value(item, values) for item in (*node.args, *_written(node))),
             kwargs,
             self.avals(node.meta.get("val")),
-            _module_path(node),
+            module_path(node),
             source_line(node),
         )
         new = unbacked(node.meta.get("val")) - self.unbacked
@@ -297,7 +304,7 @@ class _Reader:
 
     def _name_symbols(self, paths: Sequence[str], nodes: Sequence[FxNode]) -> None:
         """Give each symbol the user's name for it, or its input's path and axis."""
-        declared = _declared_names(self.program)
+        declared = declared_names(self.program)
         for path, node in zip(paths, nodes, strict=True):
             value = node.meta.get("val")
             if not isinstance(value, torch.Tensor):
@@ -370,32 +377,6 @@ class _Reader:
         return structure(out_spec)
 
 
-def _declared_names(program: ExportedProgram) -> dict[str, str]:
-    """Return the user's ``Dim`` name of each symbol, as export recorded it."""
-    names: dict[str, str] = {}
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "placeholder":
-            break
-        if not isinstance(value, torch.Tensor):
-            continue
-        for size in value.shape:
-            if isinstance(size, int):
-                continue
-            symbol = str(size.node.expr)
-            env = size.node.shape_env
-            for source in getattr(env, "var_to_sources", {}).get(size.node.expr, ()):
-                name = getattr(env, "source_name_to_debug_name", {}).get(_source_name(source))
-                if name and name.isidentifier() and not name.startswith("_"):
-                    names[symbol] = name
-    return names
-
-
-def _source_name(source: Any) -> str:
-    name = source.name
-    return str(name() if callable(name) else name)
-
-
 def structure(spec: pytree.TreeSpec) -> Structure:
     """Turn torch's tree spec into a Structure.
 
@@ -440,27 +421,6 @@ def _field_names(kind: Any, context: Any, count: int) -> tuple[str, ...] | None:
     return None
 
 
-def op_name(target: Any) -> str:
-    """Return the operator's name: overload name, ``higher_order.x``, or ``operator.x``."""
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order.{target.name()}"
-    module = getattr(target, "__module__", "") or ""
-    module = {"_operator": "operator"}.get(module, module.split(".")[0])
-    return f"{module}.{target.__name__}"
-
-
-def functional_name(target: Any) -> str:
-    """Return the name of an in-place operator's functional form.
-
-    >>> functional_name(torch.ops.aten.add_.Tensor)
-    'aten.add.Tensor'
-    """
-    namespace, name, overload = op_name(target).split(".")
-    return f"{namespace}.{name.removesuffix('_')}.{overload}"
-
-
 def _ordered(node: FxNode) -> bool:
     """Whether a call is ``with_effects(token, op, *args)``, which gives (token, *op(*args)).
 
@@ -484,20 +444,6 @@ def _live(module: GraphModule) -> set[FxNode]:
         if effect or not live.isdisjoint(node.users):
             live.add(node)
     return live
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a torch dtype, as ``jaxinfer.core.dtypes`` spells it.
-
-    Raises:
-      ConversionError: quantized and complex32 dtypes, which JAX does not have.
-    """
-    from jaxinfer.core.dtypes import NAMES
-
-    name = str(dtype).removeprefix("torch.")
-    if name not in NAMES:
-        raise ConversionError(f"dtype {name} does not exist in JAX; cast it in the module first")
-    return name
 
 
 def _written(node: FxNode) -> tuple[Any, ...]:
@@ -532,12 +478,3 @@ def _attribute(module: torch.nn.Module, path: str) -> Any:
     for part in path.split("."):
         value = getattr(value, part)
     return value
-
-
-def _module_path(node: FxNode) -> str:
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = list(stack.values())[-1][0]
-    path = re.sub(r"^L\['self'\]\.?|^L__self__\.?", "", str(path))
-    return re.sub(r"\._modules\['([^']+)'\]", r".\1", path).split("@")[0]

@@ -166,7 +166,7 @@ class JaxRunner(ModelRunner):
         self.model = model
         self.sizes = {
             at: constant["size"]
-            for at, constant in self.out_constants.items()
+            for at, constant in metadata.out_constants
             if isinstance(constant, dict)
         }
 

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from jaxinfer.core.ops import OPS
-from jaxinfer_converters.torch.capture import functional_name, op_name
+from jaxinfer_converters.torch.names import functional_name, op_name
 
 Writes = Mapping[Node, tuple[Node, ...]]
 """Each call in place, with the earlier nodes whose value it replaces."""
