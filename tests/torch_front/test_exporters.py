@@ -216,6 +216,7 @@ def test_inspect_shows_a_component(llama, tmp_path):
     assert "prefill, decode" in refused.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "extra"),
     [("Mistral", {"sliding_window": 6}), ("Qwen3", {"head_dim": 8})],
