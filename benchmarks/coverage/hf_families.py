@@ -94,7 +94,13 @@ PE_VISION: Fields = {
     "vision_config": {
         "model_type": "timm_wrapper",
         "architecture": "vit_pe_core_large_patch14_336",
-        "model_args": {"depth": 2, "embed_dim": 64, "num_heads": 4, "img_size": 56},
+        "model_args": {
+            "depth": 2,
+            "embed_dim": 64,
+            "num_heads": 4,
+            "img_size": 64,
+            "patch_size": 16,
+        },
     }
 }
 REPVIT: Fields = {
@@ -108,7 +114,7 @@ REPVIT: Fields = {
 FULL_VISION: Fields = {"vision_config": {"fullatt_block_indexes": (1,), "window_size": 56}}
 
 FAMILIES: dict[str, Fields] = {
-    "align": {"vision_config": EFFICIENTNET, "_keep": "projection_dim"},
+    "align": {"vision_config": EFFICIENTNET, "projection_dim": 320},
     "aria": {
         "projector_patch_to_query_dict": {16: 4},
         "vision_config": {"image_size": 64, "patch_size": 16},
@@ -119,6 +125,10 @@ FAMILIES: dict[str, Fields] = {
     "blip-2": {"image_token_id": 99},
     "chameleon": {"vocabulary_map": {"<image>": 8}, "image_token_id": 8},
     "clap": {"audio_config": {"_keep": "spec_size", "hidden_size": 512}},
+    "clvp": {
+        "text_config": {"num_attention_heads": 2},
+        "speech_config": {"num_attention_heads": 2},
+    },
     "codegen": {"rotary_dim": 8},
     "cohere_compass": {"text_config": COMPASS},
     "cohere_compass_text": COMPASS,
@@ -127,7 +137,7 @@ FAMILIES: dict[str, Fields] = {
     "cvt": {"depth": (1, 2, 3)},
     "d_fine": {"backbone_config": HGNET, "_keep": "encoder_in_channels|stage"},
     "dab-detr": {"backbone_config": RESNET},
-    "dbrx": {"attn_config": {"rope_theta": 1e4}},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_ocr2": {
         "text_config": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"]}
     },
@@ -152,7 +162,11 @@ FAMILIES: dict[str, Fields] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "edgetam": {"vision_config": REPVIT, "prompt_encoder_config": {"image_size": 64}},
     "edgetam_vision_model": REPVIT,
-    "efficientloftr": {"out_features": [8, 16, 32, 64], "stage_num_blocks": [1, 1, 1, 1]},
+    "efficientloftr": {
+        "out_features": [8, 16, 32, 64],
+        "stage_num_blocks": [1, 1, 1, 1],
+        "num_attention_heads": 8,
+    },
     "efficientnet": EFFICIENTNET,
     "emu3": {"vocabulary_map": {"<image>": 8}, "image_token_id": 8},
     "ernie4_5_vl_moe": {
@@ -252,7 +266,11 @@ FAMILIES: dict[str, Fields] = {
     "muse_spark": {"audio_config": MUSE_AUDIO},
     "muse_spark_audio": MUSE_AUDIO,
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "neucodec": {"quantization_dim": 128},
     "omdet-turbo": {
+        "apply_layernorm_after_vision_backbone": False,
+        "d_model": 64,
+        "task_encoder_hidden_dim": 128,
         "backbone_config": {
             "model_type": "swin",
             "embed_dim": 16,
@@ -344,6 +362,7 @@ FAMILIES: dict[str, Fields] = {
     "time_series_transformer": SERIES,
     "timm_backbone": {"backbone": "resnet18"},
     "timm_wrapper": {"architecture": "resnet18"},
+    "tvp": {"num_frames": 2, "max_img_size": 128, "visual_prompt_size": 8},
     "uvdoc": {
         "backbone_config": {"_keep": "depths", "out_features": [f"stage{i}" for i in range(1, 7)]}
     },
@@ -357,6 +376,7 @@ FAMILIES: dict[str, Fields] = {
         "acoustic_tokenizer_chunk_size": 6400,
     },
     "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
+    "xcodec2": {"quantization_dim": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4,

@@ -141,10 +141,6 @@ def _reformer(m: Any) -> Any:
     return {"input_ids": m.tokens(BATCH, 32), "attention_mask": torch.ones(BATCH, 32)}
 
 
-def _lightglue(m: Any) -> Any:
-    return {"pixel_values": m.normal(BATCH, 2, 3, 64, 64)}
-
-
 def _latents(m: Any) -> Any:
     return {"latents": m.normal(BATCH, m.config.hidden_size, 6)}
 
@@ -246,16 +242,170 @@ def _sam3(m: Any) -> Any:
     return {"pixel_values": pixel_values(m), "input_ids": m.tokens(BATCH, LENGTH)}
 
 
+def _image(height: int, width: int = 0) -> Callable[[Any], Any]:
+    """Images [b, 3, height, width] of a size that the configuration does not name."""
+    return lambda m: {"pixel_values": m.normal(BATCH, 3, height, width or height)}
+
+
+def _pair(m: Any) -> Any:
+    return {"pixel_values": m.normal(BATCH, 2, 3, 64, 64)}
+
+
+def _masked_frames(count: int, bins: int, *, last: bool = False) -> Callable[[Any], Any]:
+    """Spectrograms [b, frames, bins] ([b, bins, frames] if ``last``) and ones for every frame."""
+    shape = (BATCH, bins, count) if last else (BATCH, count, bins)
+    return lambda m: {
+        "input_features": m.normal(*shape),
+        "input_features_mask": torch.ones(BATCH, count, dtype=torch.long),
+    }
+
+
+def _clvp(m: Any) -> Any:
+    bins = m.config.decoder_config.feature_size
+    return {"input_ids": m.tokens(BATCH, LENGTH), "input_features": m.normal(BATCH, bins, 40)}
+
+
+def _codec(m: Any) -> Any:
+    """Waveforms and, for each 320 samples, the features of the semantic encoder."""
+    bins = m.config.semantic_model_config.feature_projection_input_dim
+    return {
+        "input_values": m.normal(BATCH, 1, 4800),
+        "input_features": m.normal(BATCH, 15, bins),
+    }
+
+
+def _positions(m: Any) -> Any:
+    """Gemma 4: 6 x 6 flattened patches with the place of each."""
+    y, x = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
+    places = torch.stack([x, y], -1).reshape(1, 36, 2).repeat(BATCH, 1, 1)
+    width = 3 * m.config.patch_size**2
+    return {"pixel_values": m.normal(BATCH, 36, width), "pixel_position_ids": places}
+
+
+def _grid(*patch: int) -> Callable[[Any], Any]:
+    """Patches [b * 16, *patch] of images of 4 x 4 patches."""
+    return lambda m: {
+        "pixel_values": m.normal(BATCH * 16, *patch),
+        "grid_thw": torch.tensor([[1, 4, 4]] * BATCH),
+    }
+
+
+def _strip(m: Any) -> Any:
+    """MiniCPM: the patches of two images of 4 x 4 in one row."""
+    size = m.config.patch_size
+    return {
+        "pixel_values": m.normal(1, 3, size, BATCH * 16 * size),
+        "target_sizes": torch.tensor([[4, 4]] * BATCH, dtype=torch.int32),
+    }
+
+
+def _inkling2(m: Any) -> Any:
+    """Blocks of merged patches [b * 16, h, w, 3] of images of 4 x 4 blocks."""
+    size = m.config.patch_size * m.config.spatial_merge_size
+    return {
+        "pixel_values": m.normal(BATCH * 16, size, size, 3),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * BATCH),
+    }
+
+
+def _drafter(m: Any) -> Any:
+    c = m.config
+    return {
+        "noise_embeds": m.normal(BATCH, c.block_size, c.hidden_size),
+        "context_hidden_states": m.normal(BATCH, 7, c.hidden_size * len(c.target_layer_ids)),
+        "attention_mask": torch.ones(BATCH, 7 + c.block_size, dtype=torch.long),
+    }
+
+
+def _audio_video(m: Any) -> Any:
+    """PE: waveforms, frames of videos, and text if it takes any."""
+    made = {
+        "input_values": m.normal(BATCH, 1, 7680),
+        "pixel_values_videos": m.normal(BATCH, 4, 3, 64, 64),
+    }
+    return {**made, "input_ids": m.tokens(BATCH, LENGTH)} if m.takes("input_ids") else made
+
+
+def _blip_video(m: Any) -> Any:
+    size, frames = m.config.vision_config.image_size, 2
+    ids = m.tokens(BATCH, LENGTH)
+    videos = torch.full((BATCH, frames * m.config.num_query_tokens), m.config.video_token_index)
+    return {
+        "pixel_values": m.normal(BATCH, frames, 3, size, size),
+        "input_ids": torch.cat([videos, ids], 1),
+        "attention_mask": torch.ones(BATCH, videos.shape[1] + LENGTH, dtype=torch.long),
+        "qformer_input_ids": ids,
+        "qformer_attention_mask": torch.ones_like(ids),
+        "use_cache": False,
+    }
+
+
+def _omdet(m: Any) -> Any:
+    size, classes = 64, BATCH * 3
+    return {
+        "pixel_values": m.normal(BATCH, 3, size, size),
+        "classes_input_ids": m.tokens(classes, LENGTH),
+        "classes_attention_mask": torch.ones(classes, LENGTH, dtype=torch.long),
+        "tasks_input_ids": m.tokens(BATCH, LENGTH),
+        "tasks_attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
+        "classes_structure": torch.tensor([3] * BATCH),
+    }
+
+
+def _tvp(m: Any) -> Any:
+    size = m.config.max_img_size
+    return {
+        "input_ids": m.tokens(BATCH, LENGTH),
+        "pixel_values": m.normal(BATCH, 2, 3, size, size),
+        "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
+    }
+
+
+def _voxtral_realtime(m: Any) -> Any:
+    frames = LENGTH * m.config.audio_length_per_tok
+    return {
+        "input_ids": m.tokens(BATCH, LENGTH),
+        "input_features": m.normal(BATCH, m.config.audio_config.num_mel_bins, frames),
+        "use_cache": False,
+    }
+
+
+def _pi0(m: Any) -> Any:
+    c = m.config.vlm_config
+    count = (c.vision_config.image_size // c.vision_config.patch_size) ** 2
+    images = torch.full((BATCH, count), c.image_token_id)
+    return {
+        "action_embeds": m.normal(BATCH, 5, m.config.dit_config.hidden_size),
+        "input_ids": torch.cat([images, m.tokens(BATCH, LENGTH)], 1),
+        "pixel_values": m.normal(BATCH, 1, 3, *[c.vision_config.image_size] * 2),
+        "pixel_attention_mask": torch.ones(BATCH, 1, dtype=torch.bool),
+        "attention_mask": torch.ones(BATCH, count + LENGTH, dtype=torch.long),
+    }
+
+
 SPECIAL: dict[str, Callable[[Any], Any]] = {
     "audio-spectrogram-transformer": lambda m: {
         "input_values": m.normal(BATCH, m.config.max_length, m.config.num_mel_bins)
     },
+    "audioflamingo3_encoder": _masked_frames(1024, 128, last=True),
     "autoformer": _series,
     "blip-2": _blip2,
     "blip_2_qformer": _qformer,
     "clap": _clap,
+    "clvp": _clvp,
     "decision_transformer": _decision,
+    "depth_pro": _image(128),
     "dia": _dia,
+    "edgetam": _image(64),
+    "edgetam_vision_model": _image(64),
+    "efficientloftr": _pair,
+    "fun_asr_nano_encoder": _masked_frames(24, 560),
+    "gemma3n_audio": lambda m: {
+        "audio_mel": m.normal(BATCH, 64, m.config.input_feat_size),
+        "audio_mel_mask": torch.zeros(BATCH, 64, dtype=torch.bool),
+    },
+    "gemma4_audio": lambda m: {"input_features": m.normal(BATCH, 64, 128)},
+    "gemma4_vision": _positions,
     "glmasr_encoder": _whisper_like,
     "granite_speech5_ctc": lambda m: {"input_features": m.normal(BATCH, 64, 320)},
     "granite_speech5_encoder": lambda m: {"input_features": m.normal(BATCH, 64, 320)},
@@ -263,22 +413,39 @@ SPECIAL: dict[str, Callable[[Any], Any]] = {
     "idefics2": _images5,
     "idefics3": _images5,
     "informer": _series,
+    "inkling2_vision": _inkling2,
     "instructblip": _blip2,
+    "instructblipvideo": _blip_video,
+    "kimi_k25_vision": _grid(3, 14, 14),
     "kosmos-2": _kosmos2,
     "kyutai_speech_to_text": _kyutai,
-    "lightglue": _lightglue,
+    "lightglue": _pair,
     "lxmert": _lxmert,
     "mimi_decoder": _latents,
+    "minicpm_ocr_vision": _strip,
+    "minicpmv4_7_vision": _strip,
     "modernvbert": _images5,
+    "muse_glimmer_assistant": _drafter,
+    "muse_glimmer_vision": _grid(3 * 2 * 14 * 14),
+    "muse_spark_audio": lambda m: {"input_values": m.normal(BATCH, 3840)},
+    "muse_spark_vision": _grid(3 * 2 * 14 * 14),
+    "nemotron3_5_transcribe_audio": _masked_frames(64, 128),
+    "neucodec": _codec,
+    "omdet-turbo": _omdet,
     "oneformer": _oneformer,
     "owlv2": _owl,
     "owlvit": _owl,
     "patchtsmixer": _past("context_length", "num_input_channels"),
     "patchtst": _past("context_length", "num_input_channels"),
+    "pe_audio_video": _audio_video,
+    "pe_audio_video_encoder": _audio_video,
     "perceiver": _perceiver,
+    "pi0": _pi0,
     "pocket_tts_audio_tokenizer_decoder": _latents,
-    "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.normal(BATCH, 3, 48, 320)},
+    "pp_ocrv5_mobile_rec": _image(96, 160),
+    "qwen3_asr_encoder": _masked_frames(200, 128, last=True),
     "reformer": _reformer,
+    "sam2": _image(128),
     "sam3": _sam3,
     "sam3_lite_text": _sam3,
     "sam3_lite_text_text_model": lambda m: {"input_ids": m.tokens(BATCH, LENGTH)},
@@ -296,6 +463,7 @@ SPECIAL: dict[str, Callable[[Any], Any]] = {
     },
     "timesfm2_5": lambda m: {"past_values": m.normal(BATCH, m.config.context_length)},
     "timesformer": _video,
+    "tvp": _tvp,
     "udop": _udop,
     "ultravbert": _images5,
     "vibevoice_acoustic_tokenizer": lambda m: {"input_values": m.normal(BATCH, 1, 6400)},
@@ -304,7 +472,9 @@ SPECIAL: dict[str, Callable[[Any], Any]] = {
     "videomae": _video,
     "vilt": _vilt,
     "vivit": _video,
+    "voxtral_realtime": _voxtral_realtime,
     "voxtral_realtime_encoder": _whisper_like,
     "wav2vec2-bert": _frames("feature_projection_input_dim"),
     "xclip": _xclip,
+    "xcodec2": _codec,
 }

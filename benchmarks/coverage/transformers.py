@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import time
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import jaxinfer as ji
 from benchmarks.coverage.common import (
@@ -25,9 +23,20 @@ from benchmarks.coverage.common import (
     randomize,
     trivial,
 )
+from benchmarks.coverage.vision import ROUNDINGS, TOLERANCE, on_path
+
+with contextlib.suppress(SystemExit):
+    on_path()  # timm and torchvision, before transformers looks which packages there are
+
+import transformers
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_MAPPING,
+    MODEL_MAPPING_NAMES,
+)
+
 from benchmarks.coverage.hf_config import shrunk
 from benchmarks.coverage.hf_inputs import Inputs, candidates
-from benchmarks.coverage.vision import ROUNDINGS, TOLERANCE, on_path
 
 TITLE = "transformers: base models"
 INTRO = """\
@@ -38,8 +47,9 @@ chooses. Inputs are drawn for the model's main input and whatever else forward r
 text and images gets both, or text alone where `torch.export` does not accept the images. All
 outputs are compared; where torch's own float32 is far from its float64, four times that distance
 is allowed, if it is less than a tenth of what the outputs of two inputs differ by. Excluded are
-models that cannot be built without downloads or further packages, and those that `torch.export`
-(non-strict) refuses: the rest is what the percentage is of.
+models that torch itself does not run from their configuration (a package is not there, the
+registered class does not take the registered configuration), those without a forward that takes
+arrays, and those that `torch.export` (non-strict) refuses: the rest is what the percentage is of.
 """
 TIMEOUT = 400.0
 TARGET = 0.97
@@ -54,11 +64,11 @@ def names() -> list[str]:
 def run(name: str) -> list[Case]:
     """Convert one model and compare; see ``INTRO``."""
     transformers.logging.set_verbosity_error()
-    with contextlib.suppress(SystemExit):
-        on_path()  # for the models that wrap timm's
     started = time.perf_counter()
     try:
         model = build(name)
+        if why := _unlike_a_model(model):
+            return [Case(name, "excluded", f"not a model: {why}")]
         found = candidates(model)
     except Exception as error:
         return [Case(name, "excluded", f"torch fails: not built: {first_lines(error)}")]
@@ -80,15 +90,27 @@ def build(name: str) -> PreTrainedModel:
     """
     config = shrunk(name)
     _no_cache(config)
+    make: Any = AutoModel.from_config
+    if type(config) not in MODEL_MAPPING:  # the name of its class is registered twice
+        make = getattr(transformers, MODEL_MAPPING_NAMES[name])
     with torch.device("meta"):
         try:
-            size = sum(p.numel() for p in AutoModel.from_config(config).parameters())
+            size = sum(p.numel() for p in make(config).parameters())
         except Exception:
             size = 0  # some read values while they are built
     if size > LARGEST:
         raise ValueError(f"{size / 1e6:.0f} million parameters")
     torch.manual_seed(0)
-    return randomize(AutoModel.from_config(config).eval())
+    return randomize(make(config).eval())
+
+
+def _unlike_a_model(model: PreTrainedModel) -> str:
+    """Return why there is nothing to call with arrays, or ''."""
+    if type(model).forward is torch.nn.Module.forward:
+        return "it has no forward, only methods for its parts"
+    if "inference_session" in inspect.signature(model.forward).parameters:
+        return "forward takes an inference session, an object whose state it changes"
+    return ""
 
 
 def _no_cache(config: PreTrainedConfig) -> None:
