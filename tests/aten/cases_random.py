@@ -208,6 +208,10 @@ CASES["aten.randperm.default"] = [
     case(5, dtype=dtype("float32"), check=drawn((5,), "float32", low=0, high=5, whole=True)),
 ]
 
+for _name in ("rand", "randn", "randint", "randperm"):
+    CASES[f"aten.{_name}.generator"] = CASES[f"aten.{_name}.default"]
+CASES["aten.randint.low_generator"] = CASES["aten.randint.low"]
+
 COIN = {"mean": 0.3, "std": math.sqrt(0.21), "low": 0, "high": 1.5, "whole": True}
 CASES["aten.bernoulli.default"] = [
     case(BIG * np.float32(0.3), check=drawn((100, 100), "float32", **COIN)),

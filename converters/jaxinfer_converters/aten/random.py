@@ -154,7 +154,7 @@ def _normal(key: Any, shape: Sequence[int], dtype: Any) -> Array:
     return jax.random.normal(key, tuple(shape), dtype)
 
 
-@rule("aten.rand.default", samples=_always)
+@rule("aten.rand.default", "aten.rand.generator", samples=_always)
 def rand(context: Any, size: Sequence[int], *, dtype: Any = None) -> Array:
     """Uniform numbers in [0, 1)."""
     return _uniform(context.key(), tuple(size), dtype or FLOAT)
@@ -166,7 +166,7 @@ def rand_like(context: Any, self: Array, *, dtype: Any = None) -> Array:
     return _uniform(context.key(), self.shape, dtype or self.dtype)
 
 
-@rule("aten.randn.default", samples=_always)
+@rule("aten.randn.default", "aten.randn.generator", samples=_always)
 def randn(context: Any, size: Sequence[int], *, dtype: Any = None) -> Array:
     """Standard normal numbers."""
     return _normal(context.key(), size, dtype or FLOAT)
@@ -185,13 +185,13 @@ def _integers(key: Any, shape: Sequence[int], low: Any, high: Any, dtype: Any) -
     return cast(drawn, dtype)
 
 
-@rule("aten.randint.default", samples=_always)
+@rule("aten.randint.default", "aten.randint.generator", samples=_always)
 def randint(context: Any, high: int, size: Sequence[int], *, dtype: Any = None) -> Array:
     """Integers below high."""
     return randint_low(context, 0, high, size, dtype=dtype)
 
 
-@rule("aten.randint.low", samples=_always)
+@rule("aten.randint.low", "aten.randint.low_generator", samples=_always)
 def randint_low(
     context: Any, low: int, high: int, size: Sequence[int], *, dtype: Any = None
 ) -> Array:
@@ -211,7 +211,7 @@ def randint_like_low(context: Any, self: Array, low: int, high: int, *, dtype: A
     return _integers(context.key(), self.shape, low, high, dtype or self.dtype)
 
 
-@rule("aten.randperm.default", samples=_always)
+@rule("aten.randperm.default", "aten.randperm.generator", samples=_always)
 def randperm(context: Any, n: int, *, dtype: Any = None) -> Array:
     """A permutation of 0 ... n - 1."""
     wide = dtypes.canonical("int64")

@@ -35,6 +35,7 @@ from jaxinfer_converters.graph import Aval, DType, Graph, Input, Node, Ref, Resu
 from jaxinfer_converters.torch.caches import describes_object, object_structure
 from jaxinfer_converters.torch.diagnose import source_line, unbacked
 from jaxinfer_converters.torch.export import DATA_DEPENDENT_ADVICE
+from jaxinfer_converters.torch.known import Known
 from jaxinfer_converters.torch.names import (
     declared_names,
     dtype_name,
@@ -104,6 +105,7 @@ class _Reader:
         self.rename: dict[str, str] = {}
         self.data_dependent: dict[str, str] = {}
         self.unbacked: set[str] = set()
+        self.known = Known(None if writes else program)
 
     def read(self) -> Captured:
         program, spec = self.program, self.program.graph_signature
@@ -176,7 +178,7 @@ class _Reader:
                     made = self.node(node, values)
                     nodes.append(dataclasses.replace(made, args=(Ref(source.name), place)))
             elif node.op == "call_function" and node in live:
-                values[node] = Ref(node.name)
+                values[node] = self.known.numbers.get(node, Ref(node.name))
                 nodes.append(self.node(node, values))
                 for old in self.writes.get(node, ()):
                     values[old] = Ref(node.name)
@@ -203,6 +205,10 @@ class _Reader:
             for key, item in node.kwargs.items()
             if key not in DROPPED_KWARGS
         }
+        new = unbacked(node.meta.get("val")) - self.unbacked
+        if new:
+            self.known.settle(node)
+            new -= self.known.symbols.keys()
         made = Node(
             node.name,
             op,
@@ -212,7 +218,6 @@ class _Reader:
             module_path(node),
             source_line(node),
         )
-        new = unbacked(node.meta.get("val")) - self.unbacked
         if new:
             self.unbacked |= new
             self.data_dependent[node.name] = f"{op} {made.where() or made.name}: {cure(op)}"
@@ -251,7 +256,8 @@ class _Reader:
     def dim(self, size: Any) -> int | str:
         if isinstance(size, int):
             return size
-        text = re.sub(r"\b[su]\d+\b", lambda m: self.rename.get(m[0], m[0]), str(size.node.expr))
+        expr = self.known.exact(size.node.expr)
+        text = re.sub(r"\b[su]\d+\b", lambda m: self.rename.get(m[0], m[0]), str(expr))
         return int(text) if text.isdigit() else text
 
     def _signature(self, placeholders: Sequence[FxNode]) -> Signature:
