@@ -97,13 +97,14 @@ def _number(path: pathlib.Path) -> int:
 def _file(path: pathlib.Path) -> Any:
     """Read one value of a test's data: a tensor, or a sequence."""
     import onnx
+    from google.protobuf.message import DecodeError
 
     for kind in (onnx.TensorProto, onnx.SequenceProto):
         value = kind()
         try:
             value.ParseFromString(path.read_bytes())
             return _value(value)
-        except Exception:
+        except DecodeError:
             continue
     raise ValueError(f"{path.name}: neither a tensor nor a sequence")
 

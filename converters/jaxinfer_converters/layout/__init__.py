@@ -7,3 +7,4 @@ pass could not cancel.
 
 from jaxinfer_converters.layout.rewrite import channels_last as channels_last
 from jaxinfer_converters.layout.rewrite import permutes as permutes
+from jaxinfer_converters.layout.rewrite import retaken as retaken

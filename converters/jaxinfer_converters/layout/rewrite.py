@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from jaxinfer.core.signature import Signature
 from jaxinfer_converters.graph import Aval, Graph, Input, Node, Ref, Result, refs
 from jaxinfer_converters.layout.axes import Order, between, moves
 from jaxinfer_converters.layout.marks import Call, Convolution, Mark
@@ -38,6 +39,16 @@ def channels_last(graph: Graph, *, tied: Collection[str] = (), nhwc: bool = Fals
     }
     found = plan(graph, fixed=fixed, nhwc=nhwc)
     return graph if found is None else Writer(found, fixed).write()
+
+
+def retaken(signature: Signature, graph: Graph) -> Signature:
+    """Return a signature with the shapes that the graph's inputs have now."""
+    leaves = list(signature.leaves)
+    for item in graph.inputs:
+        if item.kind == "input" and item.aval is not None:
+            place = int(item.target)
+            leaves[place] = dataclasses.replace(leaves[place], shape=item.aval.shape)
+    return dataclasses.replace(signature, leaves=tuple(leaves))
 
 
 def permutes(graph: Graph) -> Iterator[Node]:

@@ -37,7 +37,7 @@ class OnnxFrontEnd:
 
     def _need(self) -> None:
         try:
-            import onnx  # noqa: F401
+            import onnx  # noqa: F401  (only whether it is there)
         except ModuleNotFoundError as error:
             if error.name != "onnx":
                 raise

@@ -35,7 +35,7 @@ from jaxinfer.core.ops import OPS
 from jaxinfer.core.structure import LEAF, Structure
 from jaxinfer.io.checkpoint import nonfinite
 from jaxinfer_converters.graph import Aval, Graph, Ref, Result
-from jaxinfer_converters.layout import channels_last
+from jaxinfer_converters.layout import channels_last, retaken
 from jaxinfer_converters.onnx import build, known
 from jaxinfer_converters.onnx.read import File, dtype_name, open_model, opsets
 from jaxinfer_converters.onnx.rehearse import record
@@ -358,13 +358,7 @@ def _arranged(program: GraphProgram, layout: str) -> GraphProgram:
     if layout == "keep":
         return program
     graph = channels_last(program.graph, nhwc=layout == "NHWC")
-    leaves = list(program.signature.leaves)
-    for item in graph.inputs:
-        if item.kind == "input" and item.aval is not None:
-            place = int(item.target)
-            leaves[place] = dataclasses.replace(leaves[place], shape=item.aval.shape)
-    changed = dataclasses.replace(program.signature, leaves=tuple(leaves))
-    return dataclasses.replace(program, graph=graph, signature=changed)
+    return dataclasses.replace(program, graph=graph, signature=retaken(program.signature, graph))
 
 
 def _weights(

@@ -52,7 +52,7 @@ def gather_nd(x: Array, indices: Array, *, batch_dims: int = 0) -> Array:
     """y[b, i] = x[b, indices[b, i, 0], indices[b, i, 1], ...]."""
 
     def one(x: Array, at: Array) -> Array:
-        columns = [_positive(at[..., i], n) for i, n in zip(range(at.shape[-1]), x.shape)]  # noqa: B905
+        columns = [_positive(at[..., i], x.shape[i]) for i in range(at.shape[-1])]
         return x.at[tuple(columns)].get(mode="clip")
 
     indices = jnp.asarray(indices)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from jaxinfer_converters import scan_layers as repeated
 from jaxinfer_converters.grouped import keep_groups
-from jaxinfer_converters.layout import channels_last
+from jaxinfer_converters.layout import channels_last, retaken
 from jaxinfer_converters.torch.capture import Captured
 
 LAYOUTS = ("NCHW", "NHWC", "keep")
@@ -50,10 +50,5 @@ def arrange(
 def _channels_last(captured: Captured, tied: Collection[str], *, nhwc: bool) -> Captured:
     """Rewrite the graph, and the shapes of the inputs that are now channels-last."""
     graph = channels_last(captured.graph, tied=tied, nhwc=nhwc)
-    leaves = list(captured.signature.leaves)
-    for item in graph.inputs:
-        if item.kind == "input" and item.aval is not None:
-            place = int(item.target)
-            leaves[place] = dataclasses.replace(leaves[place], shape=item.aval.shape)
-    signature = dataclasses.replace(captured.signature, leaves=tuple(leaves))
+    signature = retaken(captured.signature, graph)
     return dataclasses.replace(captured, graph=graph, signature=signature)

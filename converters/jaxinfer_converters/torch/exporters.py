@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class JaxExporter(HfExporter):
     export_format = FORMAT
     config_class = JaxConfig
     program_suffix = ".jaxinfer.zip"
-    required_packages = ["torch", "jax"]  # noqa: RUF012
+    required_packages: ClassVar[list[str]] = ["torch", "jax"]
     min_versions = DynamoExporter.min_versions
 
     def __init__(self) -> None:
