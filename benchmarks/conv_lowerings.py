@@ -63,7 +63,36 @@ TRANSPOSED = {
 }
 
 
-def dense_ways(kernel, stride, groups, channels):
+def patches(x, w, window):
+    """Gather every window, and multiply it by the kernel, group by group."""
+    *kernel, inputs, features = w.shape
+    outs, groups = window.outputs(x.shape[1:-1], kernel), window.groups
+    pieces = list(ways.shifted(ways.padded(x, window.padding), window, kernel, outs))
+    rows = jnp.stack([p.reshape(-1, groups, inputs) for p in pieces], 2)  # [b p, g, k, i]
+    rows = rows.reshape(-1, groups, inputs * len(pieces))
+    columns = w.reshape(-1, groups, features // groups)
+    y = jnp.einsum("rgk,kgo->rgo", rows, columns, precision="highest")
+    return y.reshape(x.shape[0], *outs, features)
+
+
+def split(x, w, window):
+    """Convolve group by group."""
+    one = window._replace(groups=1)
+    pairs = zip(jnp.split(x, window.groups, -1), jnp.split(w, window.groups, -1), strict=True)
+    return jnp.concatenate([ways.direct(a, b, one) for a, b in pairs], -1)
+
+
+def shifted_products(x, w, window):
+    """Compute a convolution of one group as Σ_k shift_k(x) @ w[k]."""
+    *kernel, inputs, features = w.shape
+    outs = window.outputs(x.shape[1:-1], kernel)
+    entries = w.reshape(-1, inputs, features)
+    pieces = ways.shifted(ways.padded(x, window.padding), window, kernel, outs)
+    terms = [jnp.matmul(p, e, precision="highest") for p, e in zip(pieces, entries, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+def dense_ways(kernel, groups, channels):
     """Return the ways that fit."""
     made = {"direct": ways.direct}
     if len(kernel) == 3:
@@ -71,16 +100,16 @@ def dense_ways(kernel, stride, groups, channels):
     few = int(np.prod(kernel)) <= 32  # beyond, the program is too large to compile
     if groups == 1:
         if few:
-            made["shifted_products"] = ways.shifted_products
-        if tuple(kernel) == tuple(stride) or set(kernel) == {1}:
+            made["shifted_products"] = shifted_products
+        if set(kernel) == {1}:
             made["product"] = ways.product
     elif groups == channels:
         made["taps"] = ways.taps
     if groups < channels:
         if few:
-            made["patches"] = ways.patches
+            made["patches"] = patches
         if 1 < groups <= 32:
-            made["split"] = ways.split
+            made["split"] = split
     return made
 
 
@@ -95,12 +124,10 @@ def measure(name, repeats):
         how = ways.Transposed((stride,) * nd, (padding,) * nd, (other,) * nd, (1,) * nd, groups)
         sides = {"dilated": ways.dilated, "phases": ways.phases}
         if groups == 1:
-            sides["phases by products"] = lambda x, w, how: ways.phases(
-                x, w, how, ways.shifted_products
-            )
+            sides["phases by products"] = lambda x, w, how: ways.phases(x, w, how, shifted_products)
     else:
         how = ways.Window((stride,) * nd, ((padding, padding),) * nd, (other,) * nd, groups)
-        sides = dense_ways(kernel[:nd], how.stride, groups, image[-1])
+        sides = dense_ways(kernel[:nd], groups, image[-1])
     want = np.asarray(sides[next(iter(sides))](x, w, how))
     calls = {}
     for side, fn in sides.items():

@@ -38,23 +38,10 @@ def test_taps_are_a_depthwise_convolution(nd, many):
 
 
 @pytest.mark.parametrize("nd", [1, 2, 3])
-def test_products_and_patches_are_convolutions(nd):
-    x = rand(2, *SPACE[nd], 6)
+def test_products_are_convolutions_with_one_entry(nd):
+    x, w = rand(2, *SPACE[nd], 6), rand(*(1,) * nd, 6, 4)
     for window in windows(nd, 1):
-        w = rand(*KERNEL[nd], 6, 4)
-        want = ways.direct(x, w, window)
-        close(ways.patches(x, w, window), want)
-        close(ways.shifted_products(x, w, window), want)
-        point = rand(*(1,) * nd, 6, 4)
-        close(ways.product(x, point, window), ways.direct(x, point, window))
-    w = rand(*KERNEL[nd], 3, 4)
-    grouped = Window((1,) * nd, ((1, 0),) * nd, (1,) * nd, 2)
-    want = ways.direct(x, w, grouped)
-    close(ways.patches(x, w, grouped), want)
-    close(ways.split(x, w, grouped), want)
-    beside = Window(KERNEL[nd], ((1, 0),) * nd, (1,) * nd, 1)
-    w = rand(*KERNEL[nd], 6, 4)
-    close(ways.product(x, w, beside), ways.direct(x, w, beside))
+        close(ways.product(x, w, window), ways.direct(x, w, window))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -80,10 +67,10 @@ def test_phases_are_a_transposed_convolution(nd, groups):
 
 
 def test_half_types_accumulate_in_float32():
-    """A sum of 961 products of ones: bfloat16 alone would stop at 256."""
-    x, w = jnp.ones((1, 31, 31, 4), "bfloat16"), jnp.ones((31, 31, 1, 4), "bfloat16")
-    window = Window((1, 1), ((0, 0),) * 2, (1, 1), 4)
-    assert ways.taps(x, w, window).tolist() == [[[[960.0] * 4]]]  # 961, rounded to 8 bits
+    """A sum of 301 ones: bfloat16 alone would stop at 256."""
+    x, w = jnp.ones((1, 301, 4), "bfloat16"), jnp.ones((301, 1, 4), "bfloat16")
+    window = Window((1,), ((0, 0),), (1,), 4)
+    assert ways.taps(x, w, window).tolist() == [[[300.0] * 4]]  # 301, rounded to 8 bits
 
 
 CALLS = {

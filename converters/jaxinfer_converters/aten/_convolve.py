@@ -3,8 +3,8 @@
     y[b, p, g o] = Σ_k,i x[b, s p + d k - pad, g i] w[k, i, g o]
 
 ``direct`` is XLA's own convolution; ``taps`` adds up shifted products and is for depthwise
-kernels; ``product`` is one matrix product, for kernels as large as their stride; ``patches``
-gathers the windows for one product a group; ``planes`` takes three dimensions as two.
+kernels; ``product`` is one matrix product, for kernels of one entry; ``planes`` takes three
+dimensions as two.
 
 A transposed convolution y[s p + d k - pad] += x[p] w[k] is ``dilated`` (XLA's, of the input
 with zeros in between) or ``phases``: each of the s^nd residues of the output's places is a
@@ -98,43 +98,19 @@ def taps(x: Array, w: Array, window: Window) -> Array:
 
 
 def product(x: Array, w: Array, window: Window) -> Array:
-    """Compute a convolution whose windows lie side by side, one group, as a matrix product.
-
-    x[b, p k, i] is split into (p, k) along each spatial axis; windows of one entry may be
-    any stride apart.
-    """
+    """Compute a convolution with a kernel of one entry, one group, as a matrix product."""
     *kernel, inputs, features = w.shape
-    nd, outs = len(kernel), window.outputs(x.shape[1:-1], kernel)
-    if prod(kernel) == 1:
-        (x,) = shifted(padded(x, window.padding), window, kernel, outs)
-        return cast(_matmul(x, w.reshape(inputs, features)), x.dtype)
-    whole = [k * o for k, o in zip(kernel, outs, strict=True)]
-    sizes = zip(whole, x.shape[1:-1], window.padding, strict=True)
-    x = padded(x, [(p[0], n - p[0] - m) for n, m, p in sizes])
-    pairs = [n for pair in zip(outs, kernel, strict=True) for n in pair]
-    x = x.reshape(x.shape[0], *pairs, inputs)
-    order = [0, *range(1, 2 * nd, 2), *range(2, 2 * nd + 1, 2), 2 * nd + 1]
-    rows = lax.transpose(x, order).reshape(-1, prod(kernel) * inputs)
-    y = _matmul(rows, w.reshape(-1, features))
-    return y.reshape(x.shape[0], *outs, features)
-
-
-def patches(x: Array, w: Array, window: Window) -> Array:
-    """Gather every window, and multiply it by the kernel, group by group."""
-    *kernel, inputs, features = w.shape
-    outs, groups = window.outputs(x.shape[1:-1], kernel), window.groups
-    pieces = list(shifted(padded(x, window.padding), window, kernel, outs))
-    rows = jnp.stack([p.reshape(-1, groups, inputs) for p in pieces], 2)  # [b p, g, k, i]
-    rows = rows.reshape(-1, groups, prod(kernel) * inputs)
-    columns = w.reshape(prod(kernel) * inputs, groups, features // groups)
-    y = jnp.einsum(
-        "rgk,kgo->rgo",
-        rows,
-        columns,
-        precision=precision(x, w),
+    outs = window.outputs(x.shape[1:-1], kernel)
+    (x,) = shifted(padded(x, window.padding), window, kernel, outs)
+    entry = w.reshape(inputs, features)
+    y = lax.dot_general(
+        x,
+        entry,
+        (((x.ndim - 1,), (0,)), ((), ())),
+        precision=precision(x, entry),
         preferred_element_type=acc_dtype(x.dtype),
     )
-    return cast(y, x.dtype).reshape(x.shape[0], *outs, features)
+    return cast(y, x.dtype)
 
 
 def planes(x: Array, w: Array, window: Window) -> Array:
@@ -155,35 +131,6 @@ def planes(x: Array, w: Array, window: Window) -> Array:
         y = cast(direct(images, w[entry], flat), acc_dtype(x.dtype))
         total = y if entry == 0 else total + y
     return cast(total, x.dtype).reshape(x.shape[0], count, *total.shape[1:])
-
-
-def split(x: Array, w: Array, window: Window) -> Array:
-    """Convolve group by group."""
-    one = window._replace(groups=1)
-    xs = jnp.split(x, window.groups, -1)
-    ws = jnp.split(w, window.groups, -1)
-    return lax.concatenate([direct(a, b, one) for a, b in zip(xs, ws, strict=True)], x.ndim - 1)
-
-
-def shifted_products(x: Array, w: Array, window: Window) -> Array:
-    """Compute a convolution of one group as Σ_k shift_k(x) @ w[k]."""
-    *kernel, inputs, features = w.shape
-    outs = window.outputs(x.shape[1:-1], kernel)
-    entries = w.reshape(-1, inputs, features)
-    pieces = shifted(padded(x, window.padding), window, kernel, outs)
-    terms = [_matmul(p, entry, keep=True) for p, entry in zip(pieces, entries, strict=True)]
-    return cast(sum(terms[1:], terms[0]), x.dtype)
-
-
-def _matmul(a: Array, b: Array, keep: bool = False) -> Array:
-    y = lax.dot_general(
-        a,
-        b,
-        (((a.ndim - 1,), (0,)), ((), ())),
-        precision=precision(a, b),
-        preferred_element_type=acc_dtype(a.dtype),
-    )
-    return y if keep else cast(y, a.dtype)
 
 
 class Transposed(NamedTuple):
