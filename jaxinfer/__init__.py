@@ -21,4 +21,5 @@ from jaxinfer.api import to_nnx as to_nnx
 from jaxinfer.core.errors import JaxinferError as JaxinferError
 from jaxinfer.core.model import Model as Model
 from jaxinfer.core.ops import register as register
+from jaxinfer.core.state_dict import to_state_dict as to_state_dict
 from jaxinfer.core.structure import Output as Output

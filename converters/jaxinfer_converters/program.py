@@ -196,6 +196,12 @@ class GraphProgram:
         return {i.target: i.kind for i in self.graph.inputs if i.kind in ("parameter", "buffer")}
 
     @functools.cached_property
+    def stored(self) -> Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+        """For each entry of ``params``: the order of its axes, and the names stacked in it."""
+        kinds = ("parameter", "buffer")
+        return {i.target: (i.perm, i.parts) for i in self.graph.inputs if i.kind in kinds}
+
+    @functools.cached_property
     def random_sites(self) -> str:
         """The nodes that sample, for messages; empty if none does."""
         return "; ".join(f"{node.op} {node.where()}" for node in random_nodes(self.graph)[:5])

@@ -231,6 +231,9 @@ def _difference(facts: _Facts, starts: Sequence[int]) -> str:
         if a != b:
             left, right = facts.graph.nodes[first + index], facts.graph.nodes[second + index]
             what = "" if left.op != right.op else " (its arguments or shapes)"
+            read = [facts.inputs.get(name) for node in (left, right) for name in refs(node.args)]
+            tied = sorted({item.target for item in read if item and item.target in facts.tied})
+            what += "".join(f"; {name} is tied to another parameter" for name in tied)
             return f"the first blocks differ: {left.op} against {right.op}{what}"
     return f"fewer than {FEWEST} equal blocks in a row"
 

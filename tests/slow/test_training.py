@@ -45,11 +45,8 @@ def worst(model, wanted, got):
     """Return max|g - g'| / max|g'| over leaves, and the leaf."""
     assert set(got) == set(wanted)
     errors = []
-    for name, gradient in got.items():
+    for name, gradient in ji.to_state_dict(model, got).items():
         want = wanted[name]
-        item = next(i for i in model.program.graph.inputs if i.target == name)
-        if item.perm:  # the kernel is stored in this order of its axes
-            want = want.transpose(item.perm)
         like = name.replace("key.bias", "key.weight")
         errors.append((float(np.abs(gradient - want).max() / np.abs(wanted[like]).max()), name))
     return max(errors)

@@ -135,6 +135,7 @@ def test_gradients_stop_where_torch_stops_them(fn):
     out = module(leaf)
     out.sum().backward()
     for_params, for_x = gradients(model, model.params, x.numpy())
+    for_params = ji.to_state_dict(model, for_params)
     wanted = {name: p.grad for name, p in module.named_parameters() if name in model.params}
     assert any(gradient is not None and gradient.any() for gradient in wanted.values())
     for name, gradient in wanted.items():

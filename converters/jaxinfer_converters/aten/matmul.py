@@ -56,9 +56,11 @@ def matmul(x: Array, y: Array) -> Array:
 
 
 @rule("aten.linear.default")
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """out[..., o] = Σ_i x[..., i] weight[o, i] + bias[o]; weight is contracted as it lies."""
-    out = wide_dot(x, weight, ((x.ndim - 1,), (weight.ndim - 1,)))
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, *, transposed: bool = False
+) -> Array:
+    """out[..., o] = Σ_i x[..., i] weight[o, i] + bias[o]; ``transposed``: it is weight[i, o]."""
+    out = wide_dot(x, weight, ((x.ndim - 1,), (0 if transposed else weight.ndim - 1,)))
     if bias is not None:
         out = out + cast(bias, out.dtype)
     return cast(out, x.dtype)

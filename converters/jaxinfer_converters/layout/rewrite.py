@@ -13,6 +13,7 @@ from typing import Any
 from jaxinfer.core.signature import Signature
 from jaxinfer_converters.graph import Aval, Graph, Input, Node, Ref, Result, refs
 from jaxinfer_converters.layout.axes import Order, between, moves
+from jaxinfer_converters.layout.dense import transposed_weights
 from jaxinfer_converters.layout.marks import Call, Convolution, Mark
 from jaxinfer_converters.layout.plan import Plan, plan, value_key
 
@@ -38,7 +39,8 @@ def channels_last(graph: Graph, *, tied: Collection[str] = (), nhwc: bool = Fals
         if item.aval is None or {item.target, item.name} & changed or {*item.sources} & {*tied}
     }
     found = plan(graph, fixed=fixed, nhwc=nhwc)
-    return graph if found is None else Writer(found, fixed).write()
+    graph = graph if found is None else Writer(found, fixed).write()
+    return transposed_weights(graph, fixed)
 
 
 def retaken(signature: Signature, graph: Graph) -> Signature:
