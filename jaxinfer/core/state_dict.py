@@ -45,7 +45,7 @@ def to_state_dict(model: Model, params: Mapping[str, Any] | None = None) -> dict
             f"to_state_dict: a {model.program.kind} program has no checkpoint; its params are "
             "what you gave"
         )
-    params = model.params if params is None else params
+    params = dict(model.params) if params is None else params
     if unknown := [name for name in params if name not in model.params]:
         raise InputError(f"to_state_dict: model.params has no {', '.join(map(repr, unknown))}")
     found: dict[str, Any] = {}
@@ -62,5 +62,6 @@ def to_state_dict(model: Model, params: Mapping[str, Any] | None = None) -> dict
 def _stored(program: Program) -> Mapping[str, Any] | None:
     if isinstance(program, MultiProgram):
         each = [_stored(part) for part in program.programs.values()]
-        return None if None in each else {k: v for found in each if found for k, v in found.items()}
+        known = [found for found in each if found is not None]
+        return {k: v for found in known for k, v in found.items()} if known == each else None
     return getattr(program, "stored", None)

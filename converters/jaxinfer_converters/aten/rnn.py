@@ -105,13 +105,13 @@ def _split(
 ) -> list[Weights]:
     """Group the flat parameters by layer and direction."""
     each = len(params) // parts
-    groups = [list(params[i : i + each]) for i in range(0, len(params), each)]
-    if has_biases:
-        return [Weights(*group)._replace(transposed=transposed) for group in groups]
-    return [
-        Weights(*group[:2], w_hr=group[2] if each == 3 else None, transposed=transposed)
-        for group in groups
-    ]
+    found = []
+    for start in range(0, len(params), each):
+        w_ih, w_hh, *rest = params[start : start + each]
+        w_hr = rest.pop() if len(rest) % 2 else None  # biases come in pairs
+        b_ih, b_hh = rest if has_biases else (None, None)
+        found.append(Weights(w_ih, w_hh, b_ih, b_hh, w_hr, transposed))
+    return found
 
 
 def _layers(
