@@ -11,6 +11,7 @@ mask is aligned top left. A row that is masked wholly gives zeros, as torch's ke
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ from jaxinfer_converters.aten._common import (
     in_float32,
     rule,
 )
+from jaxinfer_converters.aten._heads import by_blocks, large
 from jaxinfer_converters.aten.matmul import wide_dot
 
 
@@ -132,12 +134,33 @@ def scaled_dot_product_attention(
 ) -> Array:
     """Softmax(q kᵀ scale + mask) v for q [..., n, t, h], k [..., k, s, h], v [..., k, s, e]."""
     query, key, value = _same_batch(query, key, value, enable_gqa)
-    scores = _scores(query, key, attn_mask, is_causal, scale)
-    masked = attn_mask is not None or key.shape[-2] == 0
-    weights = _zero_masked(scores, -1) if masked else jax.nn.softmax(scores, -1)
+    dense = functools.partial(_attend, causal=is_causal, scale=scale)
     if dropout_p > 0:
-        keep = jax.random.bernoulli(context.key(), 1 - dropout_p, weights.shape)
-        weights = jnp.where(keep, weights / (1 - dropout_p), 0) if dropout_p < 1 else weights * 0
+        return dense(query, key, value, attn_mask, dropout=(context.key(), dropout_p))
+    if not large(query, key):
+        return dense(query, key, value, attn_mask)
+    blocks = functools.partial(by_blocks, dense)
+    return lax.platform_dependent(query, key, value, attn_mask, cpu=blocks, default=dense)
+
+
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    *,
+    causal: bool,
+    scale: float | None,
+    dropout: tuple[Array, float] | None = None,
+) -> Array:
+    """Attention with all scores at once; ``dropout`` is a key and a probability."""
+    scores = _scores(query, key, mask, causal, scale)
+    masked = mask is not None or key.shape[-2] == 0
+    weights = _zero_masked(scores, -1) if masked else jax.nn.softmax(scores, -1)
+    if dropout is not None:
+        rng, p = dropout
+        keep = jax.random.bernoulli(rng, 1 - p, weights.shape)
+        weights = jnp.where(keep, weights / (1 - p), 0) if p < 1 else weights * 0
     batch = tuple(range(value.ndim - 2))
     last = value.ndim - 1
     folded = _fold(cast(weights, value.dtype), value)
