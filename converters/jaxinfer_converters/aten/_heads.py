@@ -50,18 +50,25 @@ def by_blocks(attend: Attend, query: Array, key: Array, value: Array, mask: Arra
     def one(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
         """Attend for one entry of the batch."""
         own = mask is not None and mask.ndim > 2 and mask.shape[-3] > 1  # a mask for each head
-        arrays = [split(x) for x in (query, key, value, *([mask] if own else []))]
-        out = lax.map(lambda block: attend(*block[:3], block[3] if own else mask), arrays)
+        each = split(mask) if mask is not None and own else mask
+        out = _map(attend, (split(query), split(key), split(value)), each, own)
         return out.reshape(heads, *out.shape[2:])
 
     if not lead:
         return one(query, key, value, mask)
+    own = mask is not None and math.prod(mask.shape[:-3]) > 1
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*lead, *mask.shape[-3:])) if own else mask
+        mask = mask.reshape(*([-1] if own else []), *mask.shape[-3:])
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
-    if mask is not None and math.prod(mask.shape[:-3]) > 1:
-        mask = jnp.broadcast_to(mask, (*lead, *mask.shape[-3:]))
-        flat.append(mask.reshape(-1, *mask.shape[-3:]))
-        out = lax.map(lambda entry: one(*entry), flat)
-    else:
-        common = mask if mask is None else mask.reshape(mask.shape[-3:])
-        out = lax.map(lambda entry: one(*entry, common), flat)
+    out = _map(one, (flat[0], flat[1], flat[2]), mask, own)
     return out.reshape(*lead, *out.shape[1:])
+
+
+def _map(
+    attend: Attend, arrays: tuple[Array, Array, Array], mask: Array | None, own: bool
+) -> Array:
+    """Map over the first axis, also of the mask if each entry has its own."""
+    if mask is None or not own:
+        return lax.map(lambda x: attend(x[0], x[1], x[2], mask), arrays)
+    return lax.map(lambda x: attend(x[0], x[1], x[2], x[3]), (*arrays, mask))
