@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from jaxinfer_converters.aten import _heads, attention
 from tests.aten.harness import rand
@@ -53,6 +52,7 @@ def test_any_number_of_leading_axes(lead):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_rule_takes_blocks_where_scores_are_many(monkeypatch, causal):
+    torch = pytest.importorskip("torch")
     monkeypatch.setattr(_heads, "LARGE", 100)
     rule = attention.scaled_dot_product_attention
     q, k, v = arrays((3,), 4, 4)

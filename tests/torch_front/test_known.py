@@ -68,3 +68,49 @@ def test_a_written_tensor_is_not_taken_for_what_it_was():
 def test_a_number_of_the_data_stays_an_error(positions):
     with pytest.raises(ConversionError, match="depend on the data"):
         ji.from_torch(Columns(positions).eval(), (torch.randn(2, 7),))
+
+
+class Strided(nn.Module):
+    """Pads to a whole number of windows, with sizes kept in buffers, as audio codecs do."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.register_buffer("stride", torch.tensor(4), persistent=persistent)
+        self.kernel = torch.tensor(6)
+
+    def forward(self, x):
+        windows = torch.ceil((x.shape[-1] - self.kernel) / self.stride + 1).to(torch.int64) - 1
+        extra = windows * self.stride + self.kernel - x.shape[-1]
+        return nn.functional.pad(x, (0, extra), "constant", 0.5)
+
+
+def test_numbers_of_buffers_that_no_checkpoint_holds():
+    module, x = Strided(persistent=False).eval(), torch.randn(2, 15)
+    model = ji.from_torch(module, (x,))
+    assert_parity(model, module, (x,))
+    assert model(x).shape == (2, 18)
+
+
+def test_numbers_that_follow_from_numbers():
+    """The second layer's length is what the first one's numbers make it."""
+    module = nn.Sequential(*(Strided(persistent=False) for _ in range(3))).eval()
+    module[1].kernel, module[2].stride = torch.tensor(11), torch.tensor(5)
+    x = torch.randn(2, 15)
+    model = ji.from_torch(module, (x,))
+    assert_parity(model, module, (x,))
+
+
+def test_a_buffer_of_the_checkpoint_is_data():
+    with pytest.raises(ConversionError, match="depend on the data"):
+        ji.from_torch(Strided(persistent=True).eval(), (torch.randn(2, 15),))
+
+
+def test_a_buffer_that_is_written_is_data():
+    class Counting(Strided):
+        def forward(self, x):
+            y = super().forward(x)
+            self.stride.add_(1)
+            return y
+
+    with pytest.raises(ConversionError, match="depend on the data"):
+        ji.from_torch(Counting(persistent=False).eval(), (torch.randn(2, 15),))

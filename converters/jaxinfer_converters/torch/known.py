@@ -1,19 +1,24 @@
 """Numbers that an exported program reads from tensors made of constants alone.
 
 ``torch.arange(7).max().item()`` is a number of its own for torch.export, which never looks at
-values; here it is 6, and the sizes that follow from it are fixed.
+values; here it is 6, and the sizes that follow from it are fixed. Constants are also tensors
+that forward closes over, and buffers that no checkpoint holds and nothing writes to: audio
+codecs keep the strides of their layers in such buffers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import Node as FxNode
 from torch.fx.node import map_arg
+
+from jaxinfer_converters.torch.export import is_placeholder
 
 READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 LARGEST = 1 << 20
@@ -23,16 +28,23 @@ LARGEST = 1 << 20
 class Known:
     """The numbers of a program that follow from constants, and the symbols that stand for them.
 
+    The program must be functional: a tensor that is written to is not what its node says.
+
     Attributes:
       numbers: nodes that read a number, and that number.
       symbols: values of torch's symbols by name (``u0``); ``settle`` adds to them.
     """
 
     def __init__(self, program: ExportedProgram | None):
-        self.numbers = known_numbers(program) if program else {}
-        self.symbols: dict[str, Any] = {
-            str(node.meta["val"].node.expr): value for node, value in self.numbers.items()
-        }
+        self.numbers: dict[FxNode, int | float | bool] = {}
+        self.symbols: dict[str, Any] = {}
+        self._values: dict[FxNode, Any] = _constants(program) if program else {}
+        for node in program.graph.nodes if program else ():
+            if node.target not in READS:
+                self.settle(node)
+            elif self._compute(node):
+                self.numbers[node] = self._values[node]
+                self.symbols[str(node.meta["val"].node.expr)] = self._values[node]
 
     def exact(self, expr: Any) -> Any:
         """Return an expression of torch's symbols with the known ones replaced."""
@@ -49,18 +61,28 @@ class Known:
         """
         inputs = [item.meta.get("val") for item in node.all_input_nodes]
         numbers = [value for value in inputs if isinstance(value, torch.SymInt)]
-        if not any(self._of(value.node.expr) for value in numbers):
+        want = node.meta.get("val")
+        outs = list(want) if isinstance(want, (tuple, list)) else [want]
+        if not any(self._of(value.node.expr) for value in numbers) or not any(
+            isinstance(out, torch.Tensor) and any(map(self._is_new, out.shape)) for out in outs
+        ):
             return
         try:
             made = _call(node, self._like)
         except (TypeError, RuntimeError):  # a size of an input is not known, or data decides
             return
-        want = node.meta["val"]
-        pairs = zip(want, made, strict=True) if isinstance(want, (tuple, list)) else [(want, made)]
-        for old, new in pairs:
-            for size, known in zip(old.shape, new.shape, strict=True):
-                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
-                    self.symbols[str(size.node.expr)] = known
+        results = made if isinstance(want, (tuple, list)) else [made]
+        for old, new in zip(outs, results, strict=True):
+            if isinstance(old, torch.Tensor):
+                for size, known in zip(old.shape, new.shape, strict=True):
+                    if isinstance(size, torch.SymInt) and self._is_new(size):
+                        self.symbols[str(size.node.expr)] = known
+
+    def _is_new(self, size: Any) -> bool:
+        """Whether a size is a symbol of its own that is not known."""
+        if not isinstance(size, torch.SymInt):
+            return False
+        return size.node.expr.is_Symbol and str(size.node.expr) not in self.symbols
 
     def _like(self, node: FxNode) -> Any:
         value = node.meta["val"]
@@ -71,38 +93,50 @@ class Known:
             return torch.empty(shape, dtype=value.dtype, device="meta")
         return value
 
+    def _compute(self, node: FxNode) -> bool:
+        """Compute a node after all it depends on; False, with nothing run, if it cannot."""
+        order: list[FxNode] = []
+        sizes: dict[FxNode, int] = {}
+        seen, stack = set(self._values), [node]
+        while stack:
+            top = stack.pop()
+            if top in seen:
+                continue
+            seen.add(top)
+            size = top.meta.get("val")
+            if isinstance(size, torch.SymInt) and self._settled(size):
+                sizes[top] = int(self.exact(size.node.expr))
+                continue
+            if not _is_fixed(top):
+                return False
+            order.append(top)
+            stack += top.all_input_nodes
+        self._values |= sizes
+        order.sort()  # as they stand in the graph
+        with torch.no_grad():
+            for item in order:
+                self._values[item] = _call(item, self._values.__getitem__)
+        return True
 
-def known_numbers(program: ExportedProgram) -> Mapping[FxNode, int | float | bool]:
-    """Return the numbers read from tensors that depend on no input, weight, or chance.
-
-    The program must be functional: a tensor that is written to is not what its node says.
-    """
-    found: dict[FxNode, Any] = {}
-    values: dict[FxNode, Any] = {}
-    for node in program.graph.nodes:
-        if node.target in READS and _compute(node, values):
-            found[node] = values[node]
-    return found
+    def _settled(self, size: torch.SymInt) -> bool:
+        return {s.name for s in size.node.expr.free_symbols} <= set(self.symbols)
 
 
-def _compute(node: FxNode, values: dict[FxNode, Any]) -> bool:
-    """Compute a node after all it depends on; returns False, with nothing run, if it cannot."""
-    order: list[FxNode] = []
-    seen, stack = set(values), [node]
-    while stack:
-        top = stack.pop()
-        if top in seen:
+def _constants(program: ExportedProgram) -> dict[FxNode, Any]:
+    """Return the placeholders that are always the same small tensor."""
+    signature = program.graph_signature
+    written = {*signature.buffers_to_mutate.values()}
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    found = {}
+    for node, entry in zip(placeholders, signature.input_specs, strict=True):
+        lifted = entry.kind == InputKind.CONSTANT_TENSOR
+        buffer = entry.kind == InputKind.BUFFER and not entry.persistent
+        value = program.constants.get(entry.target or "") if lifted or buffer else None
+        if not isinstance(value, torch.Tensor) or entry.target in written:
             continue
-        if not _is_fixed(top):
-            return False
-        seen.add(top)
-        order.append(top)
-        stack += top.all_input_nodes
-    order.sort()  # as they stand in the graph
-    with torch.no_grad():
-        for item in order:
-            values[item] = _call(item, values.__getitem__)
-    return True
+        if not is_placeholder(value) and value.numel() <= LARGEST:
+            found[node] = value
+    return found
 
 
 def _call(node: FxNode, value: Callable[[FxNode], Any]) -> Any:
