@@ -6,9 +6,11 @@ Supported: jax 0.9.2 to 0.11, without 0.10.2 (wrong numbers on CPU, jax issue 39
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.extend import source_info_util
 
 
 def x64_enabled() -> bool:
@@ -31,3 +33,39 @@ def subjaxprs(params: dict[str, Any]) -> list[Any]:
             elif hasattr(item, "jaxpr"):
                 found.append(item.jaxpr)
     return found
+
+
+def inner(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """Return a jaxpr and its constants, of a closed jaxpr or (from 0.11 on) of any."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many operands of a ``scan`` are constants, and how many are carried."""
+    if "ft_in" not in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from 0.11 on
+    return len(consts), len(carry)
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Evaluate an equation as it is, in its own context (mesh, names, source line)."""
+    names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    source = eqn.source_info.traceback
+    with source_info_util.user_context(source, name_stack=names), eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def within(eqn: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of an equation, for what is evaluated in its place."""
+    stack = contextlib.ExitStack()
+    names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    stack.enter_context(source_info_util.user_context(eqn.source_info.traceback, name_stack=names))
+    stack.enter_context(eqn.ctx.manager)
+    return stack
+
+
+def source_line(eqn: Any) -> str:
+    """Return ``file:line (function)`` of the user's code that made an equation."""
+    return source_info_util.summarize(eqn.source_info)
