@@ -1,0 +1,1 @@
+"""Arrays to arrays, knowing no model: quantization, masks, calibration and folding."""
