@@ -1,0 +1,110 @@
+"""Transform: a pair of functions from models to models, as optax's are from gradients.
+
+    init(model, *data) -> state       the only place that sees data
+    update(model, state) -> model     deterministic; the same state on the same model gives the
+                                      same model
+    transform(model, *data) = update(model, init(model, *data))
+
+``chain`` composes them: each ``init`` sees the model as those before it left it. Stages keep
+the order legal: what casts comes before what folds, prunes and quantizes.
+Source: the interface of optax, https://optax.readthedocs.io.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxinfer.core.errors import InputError
+from jaxinfer.core.model import Model
+
+STAGES = ("cast", "fold", "smooth", "prune", "quantize", "shard")
+"""The legal order of transforms; a model that has been through one takes none before it."""
+
+
+class Transform(NamedTuple):
+    """A model transform.
+
+    Attributes:
+      init: ``init(model, *data) -> state``, a pytree.
+      update: ``update(model, state) -> model``.
+      stage: its place in ``STAGES``, or "" for one that may stand anywhere.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxinfer as ji
+      >>> model = ji.from_function(lambda p, x: x * p, jnp.ones(2), (jnp.ones(2),))
+      >>> identity()(model) is model
+      True
+    """
+
+    init: Callable[..., Any]
+    update: Callable[[Model, Any], Model]
+    stage: str = ""
+
+    def __call__(self, model: Model, *data: Any) -> Model:
+        """Transform a model.
+
+        Raises:
+          InputError: the model has been through a later stage, or through this one.
+        """
+        return self.update(model, self.init(model, *data))
+
+
+def identity() -> Transform:
+    """Return the transform that does nothing."""
+    return Transform(lambda model, *data: (), lambda model, state: model)
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Return the transforms one after the other; the state is the tuple of theirs.
+
+    Raises:
+      InputError: their order is not legal.
+
+    >>> chain(identity(), chain()).init(None)
+    ((), ())
+    """
+    last = ""
+    for each in transforms:
+        _require_order(last, each.stage)
+        last = each.stage or last
+
+    def init(model: Model, *data: Any) -> tuple[Any, ...]:
+        states = []
+        for number, each in enumerate(transforms):
+            states.append(each.init(model, *data))
+            if number + 1 < len(transforms):  # the last one's model is made by update alone
+                model = each.update(model, states[-1])
+        return tuple(states)
+
+    def update(model: Model, state: tuple[Any, ...]) -> Model:
+        for each, own in zip(transforms, state, strict=True):
+            model = each.update(model, own)
+        return model
+
+    return Transform(init, update, last)
+
+
+def staged(model: Model, stage: str) -> Model:
+    """Return the model marked as having been through a stage; for ``update`` to call.
+
+    Raises:
+      InputError: it has been through a later one, or through this one.
+    """
+    done = list(model.provenance.get("stages", ()))
+    _require_order(done[-1] if done else "", stage)
+    return model.replace(provenance={**model.provenance, "stages": [*done, stage]})
+
+
+def _require_order(last: str, stage: str) -> None:
+    for name in (last, stage):
+        if name and name not in STAGES:
+            raise ValueError(f"stage: required one of {', '.join(STAGES)}, got {name!r}")
+    if not last or not stage or STAGES.index(last) < STAGES.index(stage):
+        return
+    order = ", ".join(STAGES)
+    if last == stage:
+        raise InputError(
+            f"{stage}: this model has been through it already; start from the one before"
+        )
+    raise InputError(f"{stage} after {last}: the legal order is {order}")
