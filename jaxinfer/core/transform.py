@@ -29,6 +29,7 @@ class Transform(NamedTuple):
       init: ``init(model, *data) -> state``, a pytree.
       update: ``update(model, state) -> model``.
       stage: its place in ``STAGES``, or "" for one that may stand anywhere.
+      apply: what calling it does, where that is cheaper than ``init`` and ``update``.
 
     Example:
       >>> import jax.numpy as jnp, jaxinfer as ji
@@ -40,6 +41,7 @@ class Transform(NamedTuple):
     init: Callable[..., Any]
     update: Callable[[Model, Any], Model]
     stage: str = ""
+    apply: Callable[..., Model] | None = None
 
     def __call__(self, model: Model, *data: Any) -> Model:
         """Transform a model.
@@ -47,6 +49,8 @@ class Transform(NamedTuple):
         Raises:
           InputError: the model has been through a later stage, or through this one.
         """
+        if self.apply is not None:
+            return self.apply(model, *data)
         return self.update(model, self.init(model, *data))
 
 
@@ -82,7 +86,13 @@ def chain(*transforms: Transform) -> Transform:
             model = each.update(model, own)
         return model
 
-    return Transform(init, update, last)
+    def apply(model: Model, *data: Any) -> Model:
+        """Update each once (``init`` has to, and ``update`` again)."""
+        for each in transforms:
+            model = each(model, *data)
+        return model
+
+    return Transform(init, update, last, apply)
 
 
 def staged(model: Model, stage: str) -> Model:
@@ -105,6 +115,6 @@ def _require_order(last: str, stage: str) -> None:
     order = ", ".join(STAGES)
     if last == stage:
         raise InputError(
-            f"{stage}: this model has been through it already; start from the one before"
+            f"{stage}: this model has been through it already; start from the one before it"
         )
     raise InputError(f"{stage} after {last}: the legal order is {order}")

@@ -47,6 +47,8 @@ def test_each_init_sees_what_those_before_it_left():
     assert state == (3, 3, 3)
     assert float(chain(one, one, one).update(model(), state).params[0]) == 54
     assert len(seen) == 3, "update sees no data"
+    assert float(chain(one, one, one)(model(), 1.0, 2.0).params[0]) == 54
+    assert len(seen) == 6, "a call goes through each once"
 
 
 @pytest.mark.parametrize(
