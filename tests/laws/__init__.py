@@ -1,0 +1,1 @@
+"""Laws that hold for every transform over every program; both tables are closed."""
