@@ -144,7 +144,7 @@ class _Walker:
             assert origin is not None
             moved = LAYOUT[name](eqn, origin.axes)
             if moved is not None:
-                return [Origin(origin.path, moved)]
+                return [Origin(origin.path, moved)] * len(eqn.outvars)
         for side in held:
             self._obstacle(found[side], name, eqn, address)
         return ()
@@ -281,6 +281,8 @@ LAYOUT = {
     "slice": _same,
     "dynamic_slice": _same,
     "rev": _same,
+    "split": _same,
+    "stop_gradient": _same,
     "copy": _same,
     "sharding_constraint": _same,
     "reshard": _same,
