@@ -50,9 +50,7 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
 
 def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Evaluate an equation as it is, in its own context (mesh, names, source line)."""
-    names = source_info_util.current_name_stack() + eqn.source_info.name_stack
-    source = eqn.source_info.traceback
-    with source_info_util.user_context(source, name_stack=names), eqn.ctx.manager:
+    with within(eqn):
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
