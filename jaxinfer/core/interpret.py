@@ -69,11 +69,14 @@ class Interpreter:
 
     Attributes:
       materialized: equations that had an array type turned into an array for them.
+      unconstrained: ``jit`` equations that demand a sharding of an array type, which is not
+        demanded of its parts.
     """
 
     def __init__(self, rule: Rule, enter: Enter = lambda equation: False):
         self.rule, self.enter = rule, enter
         self.materialized: list[Equation] = []
+        self.unconstrained: list[Equation] = []
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Trace ``fn`` for the shapes of its arguments, and evaluate that.
@@ -171,7 +174,10 @@ def _inline(
 def _jit(
     interpreter: Interpreter, equation: Equation, inside: Bodies, values: Sequence[Any]
 ) -> Sequence[Any]:
-    """Inline; what was demanded of inputs and outputs is demanded still."""
+    """Inline; what was demanded of inputs and outputs that are arrays is demanded still."""
+    demands = zip(values, equation.params["in_shardings"], strict=True)
+    if any(is_array_type(v) and isinstance(s, jax.sharding.Sharding) for v, s in demands):
+        interpreter.unconstrained.append(equation)
     given = map(_constrained, values, equation.params["in_shardings"])
     outs = _inline(interpreter, equation, inside, list(given))
     return list(map(_constrained, outs, equation.params["out_shardings"]))

@@ -182,6 +182,9 @@ def test_shardings_inside_are_kept():
         "add",
         "sharding_constraint",
     ]
+    interpreter = Interpreter(nothing)
+    interpreter.call(inner, Third(jnp.ones((4, 3))))
+    assert [equation.name for equation in interpreter.unconstrained] == ["jit"]
 
 
 def test_specs_of_parts():

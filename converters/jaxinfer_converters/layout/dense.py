@@ -1,8 +1,8 @@
 """Weights of dense and recurrent layers, stored as they are multiplied: [in, out].
 
 torch keeps them [out, in] and multiplies by the transpose. XLA on CPUs packs such an operand
-slowly: for 2 to 32 rows ``x @ w.T`` takes 1.3 to 8 times as long as ``x @ w`` (8 rows, 640 by
-32000: 23 and 3 ms on 2 cores), for one row and for hundreds they are equal
+slowly: for 2 to 32 rows ``x @ w.T`` takes 1.4 to 10 times as long as ``x @ w`` (8 rows, 640 by
+32000: 23 and 3 ms on 2 cores), for hundreds 1 to 1.6 times, and for one row they are equal
 (``benchmarks/dense_layouts.py``). A weight that anything else reads, too, stays as it is: a
 tied embedding, say.
 """
