@@ -9,6 +9,7 @@
 Importing this imports no torch and touches no device.
 """
 
+import jaxinfer.rules  # noqa: F401  (registers the rules of array types)
 from jaxinfer._version import __version__ as __version__
 from jaxinfer.api import from_flax as from_flax
 from jaxinfer.api import from_function as from_function

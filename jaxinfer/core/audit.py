@@ -108,6 +108,34 @@ class Audit:
         return cls(str(data["transform"]), tuple(Entry(*item) for item in data["entries"]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The audits of a model, one for each transform that it went through, in order."""
+
+    audits: tuple[Audit, ...]
+
+    def __iter__(self) -> Iterator[Audit]:
+        return iter(self.audits)
+
+    def __len__(self) -> int:
+        return len(self.audits)
+
+    def __getitem__(self, transform: str) -> Audit:
+        """Return the last audit of a transform, by its name."""
+        for each in reversed(self.audits):
+            if each.transform == transform:
+                return each
+        known = ", ".join(each.transform for each in self.audits) or "none"
+        raise KeyError(f"no transform {transform!r} was applied; known: {known}")
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.audits)) or "no transform was applied"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return plain data."""
+        return [each.to_json() for each in self.audits]
+
+
 def size(count: int) -> str:
     """Return bytes for people, in powers of 1024.
 

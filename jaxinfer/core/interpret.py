@@ -25,6 +25,7 @@ from jax import lax
 
 from jaxinfer.core._bodies import Body, bodies
 from jaxinfer.core._compat import bind, scan_counts, within
+from jaxinfer.core.array_types import is_array_type, materialize
 from jaxinfer.core.provenance import Address
 
 
@@ -47,16 +48,6 @@ class Equation(NamedTuple):
 
 Rule = Callable[[Equation, Sequence[Any]], "Sequence[Any] | None"]
 Enter = Callable[[Equation], bool]
-
-
-def is_array_type(value: Any) -> bool:
-    """Return whether a value is an array type rather than an array."""
-    return hasattr(type(value), "materialize")
-
-
-def materialize(value: Any) -> Any:
-    """Return the array that a value stands for."""
-    return value.materialize() if is_array_type(value) else value
 
 
 class Interpreter:
@@ -141,6 +132,11 @@ class Interpreter:
         return fn
 
 
+def _typed(variables: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Return values in the dtypes of variables: what a loop carries keeps its type."""
+    return [_as(var.aval, value) for var, value in zip(variables, values, strict=True)]
+
+
 def _as(aval: Any, value: Any) -> Any:
     value = materialize(value)
     return value if value.dtype == aval.dtype else lax.convert_element_type(value, aval.dtype)
@@ -204,7 +200,8 @@ def _scan(
     params = equation.params
     consts, carry = scan_counts(params)
     length, given = params["length"], list(values)
-    init = interpreter.arrays(equation, given[consts : consts + carry])
+    own = equation.eqn.invars[consts : consts + carry]
+    init = _typed(own, interpreter.arrays(equation, given[consts : consts + carry]))
     xs = given[consts + carry :]
     if any(is_array_type(x) and not _sliceable(x, length) for x in xs):
         xs = interpreter.arrays(equation, xs)
@@ -230,7 +227,8 @@ def _while(
 ) -> Sequence[Any]:
     first, second = (equation.params[f"{name}_nconsts"] for name in ("cond", "body"))
     of_cond, of_body = values[:first], values[first : first + second]
-    carried = interpreter.arrays(equation, values[first + second :])
+    own = equation.eqn.invars[first + second :]
+    carried = _typed(own, interpreter.arrays(equation, values[first + second :]))
     cond, body = (interpreter.body(equation, i, inside[i]) for i in (0, 1))
     with within(equation.eqn):
         return lax.while_loop(

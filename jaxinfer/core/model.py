@@ -15,8 +15,12 @@ from typing import Any, Protocol
 import jax
 
 from jaxinfer.core._compat import x64_enabled, x64_scope
+from jaxinfer.core.array_types import array_rule, has_array_types, nbytes
 from jaxinfer.core.arrays import as_array
+from jaxinfer.core.audit import Report, audits
 from jaxinfer.core.errors import InputError
+from jaxinfer.core.interpret import Interpreter
+from jaxinfer.core.leaves import leaves as named_leaves
 from jaxinfer.core.multi import MultiProgram
 from jaxinfer.core.program import Program, x64_of
 from jaxinfer.core.signature import LeafSpec, Signature
@@ -72,6 +76,20 @@ class Model:
         """The input leaves in order: path, shape (with symbolic sizes), dtype."""
         return self.program.signature.leaves
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters as allocated; of array types, those of their parts."""
+        return sum(map(nbytes, named_leaves(self.params).values()))
+
+    def audit(self) -> Report:
+        """Return what each transform did to every parameter, and where it was blocked.
+
+        >>> import jax.numpy as jnp, jaxinfer as ji
+        >>> print(ji.from_function(jnp.dot, jnp.eye(2), (jnp.ones(2),)).audit())
+        no transform was applied
+        """
+        return Report(audits(self.provenance))
+
     @functools.cached_property
     def components(self) -> Mapping[str, Model]:
         """The functions of this model by name, Models over the same arrays.
@@ -93,9 +111,10 @@ class Model:
         }
 
     def _run(self) -> Callable[..., Any]:
-        return functools.reduce(
+        run = functools.reduce(
             lambda run, rewrite: rewrite.apply(run), self.rewrites, self.program.run
         )
+        return run if getattr(self.program, "takes_array_types", False) else typed(run)
 
     @functools.cached_property
     def apply(self) -> Callable[..., Any]:
@@ -183,10 +202,39 @@ class Model:
         return to_nnx(self)
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.params)
+        leaves = named_leaves(self.params).values()
         count = sum(leaf.size for leaf in leaves)
         inputs = ", ".join(map(str, self.inputs))
         return f"Model({self.program.kind}, {count:,} values in {len(leaves)} leaves; {inputs})"
+
+
+def typed(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a flat function that takes array types among its parameters.
+
+    It is evaluated as it is where there are none, else by the interpreter.
+    """
+
+    def with_types(params: Any, leaves: Any, rng_key: Any = None) -> Any:
+        if not has_array_types(params):
+            return run(params, leaves, rng_key)
+        return interpret(Interpreter(array_rule), run, params, leaves, rng_key)
+
+    return with_types
+
+
+def interpret(
+    interpreter: Interpreter, run: Callable[..., Any], params: Any, leaves: Any, rng_key: Any = None
+) -> Any:
+    """Evaluate a flat function with an interpreter; leaves that are no arrays stay as they are."""
+    flat, tree = jax.tree.flatten(leaves)
+    arrays = [value for value in flat if hasattr(value, "dtype")]
+
+    def fn(params: Any, arrays: Any, rng_key: Any) -> Any:
+        filled = iter(arrays)
+        given = [next(filled) if hasattr(value, "dtype") else value for value in flat]
+        return run(params, tree.unflatten(given), rng_key)
+
+    return interpreter.call(fn, params, arrays, rng_key)
 
 
 def _need_key(program: Program, rng_key: Any) -> Any:

@@ -12,11 +12,15 @@ Source: the interface of optax, https://optax.readthedocs.io.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.model import Model
+from jaxinfer.core.table import RuleTable
+
+TRANSFORMS: RuleTable[Callable[..., Any]] = RuleTable("transform")
+"""Functions that make transforms, by the names under which ``jaxinfer`` has them."""
 
 STAGES = ("cast", "fold", "smooth", "prune", "quantize", "shard")
 """The legal order of transforms; a model that has been through one takes none before it."""
@@ -44,11 +48,12 @@ class Transform(NamedTuple):
     apply: Callable[..., Model] | None = None
 
     def __call__(self, model: Model, *data: Any) -> Model:
-        """Transform a model.
+        """Transform a model. An iterator among the data is read once, into a list.
 
         Raises:
           InputError: the model has been through a later stage, or through this one.
         """
+        data = tuple(list(each) if isinstance(each, Iterator) else each for each in data)
         if self.apply is not None:
             return self.apply(model, *data)
         return self.update(model, self.init(model, *data))

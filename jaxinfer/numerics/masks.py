@@ -24,13 +24,14 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxinfer.core.array_types import ARRAY_TYPES, ArrayType
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.numerics import _checks, _select
 
@@ -307,9 +308,10 @@ def _erk(
     return {path: min((size - kept[path]) / size, most) for path, size in sizes.items()}
 
 
+@ARRAY_TYPES.register("Masked")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Masked:
+class Masked(ArrayType):
     """A weight with a mask: an array type, of the weight's shape and dtype.
 
     Both children may have leading axes more (stacked layers under ``scan`` and ``vmap``).
@@ -321,6 +323,7 @@ class Masked:
       mask: bool[shape], True where the weight is kept.
     """
 
+    kind: ClassVar[str] = "Masked"
     weight: Any
     mask: Any
 
@@ -344,20 +347,13 @@ class Masked:
         """The dtype of the weight."""
         return self.weight.dtype
 
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
+    def validate(self, path: str) -> None:
+        """Raise if the mask does not fit the weight.
 
-    @property
-    def size(self) -> int:
-        """The number of elements, pruned ones among them."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weight and mask: nothing is saved until the zeros are stored compressed."""
-        return self.size * (self.dtype.itemsize + 1)
+        Raises:
+          InputError, InputTypeError: it has another shape, or is not boolean.
+        """
+        _checks.mask(self.weight, self.mask, path)
 
     def materialize(self) -> Array:
         """Return ``where(mask, weight, 0)``; gradients reach the kept elements only."""

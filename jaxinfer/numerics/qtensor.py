@@ -23,13 +23,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxinfer.core.array_types import ARRAY_TYPES, ArrayType
 from jaxinfer.core.dtypes import dtype_of
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.numerics import _tiling
@@ -39,13 +40,14 @@ from jaxinfer.numerics.packing import best_axis, pack, unpack
 Array = jax.Array
 
 
+@ARRAY_TYPES.register("QTensor")
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("qvalue", "scale", "zero_point"),
     meta_fields=("format", "logical_dtype", "packed", "sizes"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class QTensor:
+class QTensor(ArrayType):
     """An array of codes with its scales.
 
     Args:
@@ -58,6 +60,8 @@ class QTensor:
       sizes: (axis from the right, logical size) of each axis that is stored longer.
     """
 
+    kind: ClassVar[str] = "QTensor"
+    META: ClassVar[tuple[str, ...]] = ("format", "logical_dtype", "packed", "sizes")
     qvalue: Array
     scale: Array
     zero_point: Array | None
@@ -98,21 +102,10 @@ class QTensor:
         return tuple(shape)
 
     @property
-    def size(self) -> int:
-        """Number of logical elements."""
-        return math.prod(self.shape)
-
-    @property
     def tiles(self) -> tuple[int, ...]:
         """Number of stored elements along each axis that share a scale."""
         pairs = zip(self.stored, self.scale.shape, strict=True)
         return tuple(size // count if count else 1 for size, count in pairs)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the children, as allocated."""
-        leaves = jax.tree.leaves(self)
-        return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
     def __repr__(self) -> str:
         if not all(hasattr(x, "shape") for x in (self.qvalue, self.scale)):

@@ -16,22 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinfer.core.errors import InputError
+from jaxinfer.core.array_types import ARRAY_TYPES, ArrayType
+from jaxinfer.core.errors import InputError, listing
 from jaxinfer.numerics import _checks
 
 Array = jax.Array
 
 
+@ARRAY_TYPES.register("Compressed")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Compressed:
+class Compressed(ArrayType):
     """An N:M sparse weight without its zeros: an array type, of the dense shape and dtype.
 
     The axis is counted from the last, so both children may have leading axes more (stacked
@@ -45,6 +46,7 @@ class Compressed:
       length: its size in the dense weight.
     """
 
+    kind: ClassVar[str] = "Compressed"
     values: Any
     indices: Any
     n: int = dataclasses.field(metadata={"static": True})
@@ -64,20 +66,26 @@ class Compressed:
         """The dtype of the weight."""
         return self.values.dtype
 
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
+    def validate(self, path: str) -> None:
+        """Raise if the indices do not fit the values.
 
-    @property
-    def size(self) -> int:
-        """The number of elements of the dense weight."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are stored: values and indices."""
-        return math.prod(self.values.shape) * self.dtype.itemsize + math.prod(self.indices.shape)
+        Raises:
+          InputError: n, m or axis out of range, or indices of another dtype or shape.
+        """
+        problems = []
+        if not 1 <= self.n <= self.m <= 256 or not -self.ndim <= self.axis < 0:
+            problems.append(f"n={self.n}, m={self.m}, axis={self.axis}: out of range")
+        elif self.indices.dtype != jnp.uint8 or self.indices.ndim != self.values.ndim:
+            problems.append(f"indices: required uint8 of rank {self.values.ndim}")
+        else:
+            groups = -(-self.length // self.m)
+            if self.values.shape[self.axis] != groups * self.n:
+                problems.append(
+                    f"values: required {groups * self.n} along axis {self.axis}, "
+                    f"got {self.values.shape}"
+                )
+        if problems:
+            raise InputError(listing(f"{path}: the parts do not fit each other:", problems))
 
     def materialize(self) -> Array:
         """Return the dense weight."""

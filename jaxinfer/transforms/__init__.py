@@ -1,0 +1,1 @@
+"""Transforms of models: cast, fold, prune, quantize; one technique a file."""
