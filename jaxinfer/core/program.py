@@ -185,9 +185,16 @@ class FunctionProgram:
     def stablehlo(self, params: Any, platforms: Sequence[str]) -> StableHLOProgram:
         """Export the function at the example shapes for the named platforms.
 
+        The export takes a flat dict of arrays by path, of array types by the names of their
+        parts (``w.qvalue``).
+
         Raises:
           ArtefactError: there are no example inputs to export it at.
         """
+        from jaxinfer.core.leaves import leaves as named_leaves
+        from jaxinfer.core.leaves import map_leaves
+        from jaxinfer.core.parts import join, split
+
         if self.signature.open:
             raise ArtefactError(
                 "a Python function is saved as StableHLO at the shapes of its example inputs: "
@@ -197,14 +204,13 @@ class FunctionProgram:
             jax.ShapeDtypeStruct(leaf.shape, dtypes.canonical(leaf.dtype))
             for leaf in self.signature.leaves
         ]
-        avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
-        names = param_names(params)
+        arrays, types = split(named_leaves(params))
+        flat_avals = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in arrays.items()}
 
         def flat(values: dict[str, Any], *inputs: Any) -> Any:
-            leaves_ = [values[name] for name in names]
-            return self.run(jax.tree.unflatten(jax.tree.structure(params), leaves_), inputs)
+            whole = join({name: values[name] for name in arrays}, types)
+            return self.run(map_leaves(lambda path, _: whole[path], params), inputs)
 
-        flat_avals = dict(zip(names, jax.tree.leaves(avals), strict=True))
         structure = output_structure(jax.eval_shape(flat, flat_avals, *leaves))
         exported = jax.export.export(
             jax.jit(lambda p, *x: jax.tree.leaves(flat(p, *x))), platforms=list(platforms)
@@ -235,17 +241,24 @@ def output_structure(tree: Any) -> Structure:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StableHLOProgram:
-    """A function kept as StableHLO (``jax.export``): fixed shapes, ages with JAX."""
+    """A function kept as StableHLO (``jax.export``): fixed shapes, ages with JAX.
+
+    What it does to array types is in the export, which takes their parts.
+    """
 
     signature: Signature
     outputs: Structure
     data: bytes
     kind: ClassVar[str] = "stablehlo"
     fixed: ClassVar[bool] = True
+    takes_array_types: ClassVar[bool] = True
     FILE: ClassVar[str] = "exports/program.stablehlo"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_exported", jax.export.deserialize(bytearray(self.data)))
+        exported = jax.export.deserialize(bytearray(self.data))
+        object.__setattr__(self, "_exported", exported)
+        (params, *_), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        object.__setattr__(self, "_names", frozenset(params))
 
     @property
     def random(self) -> bool:
@@ -263,7 +276,10 @@ class StableHLOProgram:
         return {self.FILE: self.data}
 
     def run(self, params: Any, leaves: Sequence[Any], rng_key: Any = None) -> Any:
-        """Call the exported function; sizes must be those of the export."""
+        """Call the exported function; sizes must be those of the export.
+
+        An array type is given by its parts where the export takes these, else materialized.
+        """
         del rng_key
         exported: Any = self._exported  # pyright: ignore[reportAttributeAccessIssue]
         platform = jax.default_backend()
@@ -273,7 +289,17 @@ class StableHLOProgram:
                 f"this model was exported for {', '.join(exported.platforms)}, not {platform}; "
                 "save it again from its Python function"
             )
-        return exported.call(params, *leaves)
+        return exported.call(self._arrays(params), *leaves)
+
+    def _arrays(self, params: Any) -> Any:
+        from jaxinfer.core.array_types import has_array_types, materialize
+        from jaxinfer.core.parts import split
+
+        if not has_array_types(params):
+            return params
+        names: frozenset[str] = self._names  # pyright: ignore[reportAttributeAccessIssue]
+        whole = {n: materialize(leaf) if n in names else leaf for n, leaf in params.items()}
+        return split(whole)[0]
 
     def finish(self, flat: Any) -> Any:
         """Give the flat outputs the structure that the function returned."""

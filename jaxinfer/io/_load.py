@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxinfer.core import dtypes
 from jaxinfer.core._compat import x64_scope
@@ -13,7 +15,7 @@ from jaxinfer.core.errors import ArtefactError, CheckpointError, JaxinferError, 
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import param_names, program_kind, x64_of
 from jaxinfer.core.structure import Structure
-from jaxinfer.io import _json, _tree
+from jaxinfer.io import _array_types, _json, _tree
 from jaxinfer.io._directory import sha256
 from jaxinfer.io._safetensors import Spec
 from jaxinfer.io.checkpoint import Checkpoint, open_checkpoint, plain_name
@@ -54,7 +56,7 @@ def load_model(path: Path, rewrites: Mapping[str, Any]) -> Model:
     weights = _open(path / (INDEX if INDEX in digests else PARAMS), digests, faults)
     constants = _open(path / CONSTANTS, digests, faults) if CONSTANTS in digests else {}
     files_are_sound = not faults
-    specs, structure = _layout(data, faults)
+    specs, leaves, structure = _layout(data, faults)
     kept = [_rewrite(item, rewrites, faults) for item in _list(data, "rewrites", faults)]
     if specs is not None and weights is not None:
         _compare(specs, weights, faults)
@@ -62,7 +64,9 @@ def load_model(path: Path, rewrites: Mapping[str, Any]) -> Model:
     if constants is not None and files_are_sound:
         try:
             program = _program(path, data.get("program"), constants, digests)
-            faults += _misfits(program, specs or {})
+            with x64_scope(x64_of(program)):
+                logical = _array_types.logical(leaves or {}, specs or {}, faults)
+            faults += _misfits(program, kept, logical)
         except JaxinferError as error:
             if not faults:
                 raise
@@ -71,9 +75,13 @@ def load_model(path: Path, rewrites: Mapping[str, Any]) -> Model:
         raise ArtefactError(_json.report(f"{path} cannot be loaded:", faults))
     assert program is not None
     assert specs is not None
+    assert leaves is not None
     assert weights is not None
     with x64_scope(x64_of(program)):
-        params = _tree.unflatten(_arrays(path, specs, weights), structure)
+        made = _array_types.rebuilt(leaves, _arrays(path, specs, weights), faults)
+    if faults:
+        raise ArtefactError(_json.report(f"{path} cannot be loaded:", faults))
+    params = _tree.unflatten(made, structure)
     return Model(program, params, tuple(kept), provenance)
 
 
@@ -145,19 +153,20 @@ def _list(data: Mapping[str, Any], key: str, faults: list[str]) -> list[Any]:
 
 def _layout(
     data: Mapping[str, Any], faults: list[str]
-) -> tuple[dict[str, Spec] | None, Structure | None]:
-    """Return the parameters' specs and structure."""
-    specs = structure = None
+) -> tuple[dict[str, Spec] | None, dict[str, Any] | None, Structure | None]:
+    """Return the specs of the arrays, the leaves by path, and the parameters' structure."""
+    specs = leaves = structure = None
     try:
         specs = _tree.check_specs(data.get("params"))
+        leaves = _array_types.grouped(data.get("array_types"), specs, faults)
         if data.get("structure") is not None:
             structure = Structure.from_json(data["structure"])
-            count = len(structure.paths())
-            if count != len(specs) or param_names(structure.unflatten(iter(specs))) != list(specs):
+            count, names = len(structure.paths()), list(leaves)
+            if count != len(names) or param_names(structure.unflatten(iter(names))) != names:
                 raise ValueError("structure: its leaves are not the names in params")
     except _MALFORMED as error:
         faults.append(str(error))
-    return specs, structure
+    return specs, leaves, structure
 
 
 def _rewrite(item: Any, rewrites: Mapping[str, Any], faults: list[str]) -> Any:
@@ -233,24 +242,44 @@ def _copy(constants: Any, name: str) -> Any:
     return array
 
 
-def _misfits(program: Any, specs: Mapping[str, Spec]) -> list[str]:
-    """Hold the parameters against what the program reads: names, shapes, kinds of dtype."""
+def _misfits(program: Any, rewrites: Sequence[Any], leaves: Mapping[str, Spec | None]) -> list[str]:
+    """Hold the leaves against what the program reads: names, shapes, kinds of dtype.
+
+    Args:
+      program: with ``param_specs``, if it knows what it reads.
+      rewrites: those that have ``param_specs(old)`` say what is read in place of ``old``; None
+        for one that is at fault.
+      leaves: shape and dtype by path; None for one that is at fault.
+    """
+    if None in rewrites:
+        return []
     try:
         wanted = getattr(program, "param_specs", None)
     except _MALFORMED as error:
         raise ArtefactError(f"program: malformed: {type(error).__name__}: {error}") from error
     if wanted is None:
         return []
+    for rewrite in rewrites:
+        if not hasattr(rewrite, "param_specs"):
+            continue
+        try:
+            wanted = rewrite.param_specs(wanted)
+        except (*_MALFORMED, JaxinferError) as error:
+            return [f"rewrite {rewrite.kind}: does not fit the program: {error}"]
     faults: list[str] = []
     for name, aval in wanted.items():
-        if name not in specs:
-            faults.append(f"{name}: the program reads {aval}, not among the parameters")
+        dtype = aval.dtype if isinstance(aval.dtype, str) else np.dtype(aval.dtype).name
+        read = (tuple(aval.shape), dtype)
+        if name not in leaves:
+            faults.append(f"{name}: the program reads {_text(read)}, not among the parameters")
             continue
-        shape, dtype = specs[name]
-        kinds = {dtypes.kind(dtypes.dtype_of(item)) for item in (dtype, aval.dtype)}
-        if tuple(aval.shape) != shape or len(kinds) > 1:
-            faults.append(f"{name}: the program reads {aval}, params has {_text(specs[name])}")
-    return faults + [f"{name}: not read by the program" for name in specs if name not in wanted]
+        spec = leaves[name]
+        if spec is None:
+            continue
+        kinds = {dtypes.kind(dtypes.dtype_of(item)) for item in (spec[1], dtype)}
+        if read[0] != spec[0] or len(kinds) > 1:
+            faults.append(f"{name}: the program reads {_text(read)}, params has {_text(spec)}")
+    return faults + [f"{name}: not read by the program" for name in leaves if name not in wanted]
 
 
 def _arrays(path: Path, specs: Mapping[str, Spec], weights: Checkpoint) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model's parameters as a flat dict of named leaves, and back, without pickling.
 
 A flat dict keeps its own order. Any other tree of dicts, lists and tuples is described by a
-``Structure``; its leaves are named by their path, joined by dots.
+``Structure``; its leaves are named by their path, joined by dots. Array types are leaves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.core import dtypes
+from jaxinfer.core.array_types import is_array_type
 from jaxinfer.core.errors import ArtefactError
 from jaxinfer.core.program import output_structure, param_names
 from jaxinfer.core.structure import Structure
@@ -26,29 +27,37 @@ def flatten(params: Any) -> tuple[dict[str, Any], Structure | None]:
     """Return leaves by name, and the structure (None for a flat dict).
 
     Raises:
-      ArtefactError: leaves that cannot be stored, all of them, or containers other than dict,
-        list and tuple.
+      ArtefactError: containers other than dict, list and tuple, or paths that collide.
     """
     structure = None
     if is_flat(params):
         leaves = dict(params)
     else:
         try:
-            structure = output_structure(params)
-            rebuilt = structure.unflatten(iter(jax.tree.leaves(params)))
-            names = param_names(params)
+            values, tree = jax.tree.flatten(params, is_leaf=is_array_type)
+            opaque = jax.tree.unflatten(tree, [_Leaf()] * len(values))
+            structure = output_structure(opaque)
+            rebuilt = structure.unflatten(iter(jax.tree.leaves(opaque)))
+            names = param_names(opaque)
         except (ValueError, TypeError) as error:
             raise ArtefactError(f"the parameters cannot be named: {error}") from error
-        if jax.tree.structure(rebuilt) != jax.tree.structure(params):
+        if jax.tree.structure(rebuilt) != jax.tree.structure(opaque):
             raise ArtefactError(
-                "the parameters are not a tree of dicts, lists and tuples only: "
-                f"{jax.tree.structure(params)}"
+                f"the parameters are not a tree of dicts, lists and tuples only: {tree}"
             )
-        leaves = dict(zip(names, jax.tree.leaves(params), strict=True))
-    faults = [f"{name}: {fault}" for name, leaf in leaves.items() if (fault := _fault(name, leaf))]
+        leaves = dict(zip(names, values, strict=True))
+    return leaves, structure
+
+
+class _Leaf:
+    """Stands for a leaf, opaque to JAX."""
+
+
+def require_storable(arrays: Mapping[str, Any]) -> None:
+    """Raise ArtefactError for arrays that a file cannot hold, all of them."""
+    faults = [f"{name}: {fault}" for name, leaf in arrays.items() if (fault := _fault(name, leaf))]
     if faults:
         raise ArtefactError(_json.report("arrays that cannot be saved:", faults))
-    return leaves, structure
 
 
 def is_flat(params: Any) -> bool:
@@ -56,7 +65,7 @@ def is_flat(params: Any) -> bool:
     return (
         type(params) is dict
         and all(isinstance(key, str) for key in params)
-        and jax.tree_util.all_leaves(params.values())
+        and all(is_array_type(v) or jax.tree_util.all_leaves([v]) for v in params.values())
     )
 
 

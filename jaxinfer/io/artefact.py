@@ -1,11 +1,15 @@
 """Model directories: save and load, with nothing half-written and nothing half-checked.
 
     model.json             schema, program, rewrites, names with shapes and dtypes of the
-                           parameters, their structure, provenance with the SHA-256 of every file
+                           parameters, their structure and array types, provenance with the
+                           SHA-256 of every file
     params.safetensors     above ``SHARD_BYTES`` params-00001-of-0000N.safetensors and
                            params.safetensors.index.json, as Hugging Face names them
     constants.safetensors  arrays that belong to the program, if any
     exports/               opaque files of the program (StableHLO), if any
+
+An array type (``QTensor``) is stored by its parts, ``w.qvalue`` and ``w.scale``; see
+``_array_types``.
 
 Nothing is pickled and nothing in a directory is executed or imported; the one look-up by name
 is that of the program kind among the installed entry points. The checksums find damaged and
@@ -27,6 +31,7 @@ from typing import Any
 
 from jaxinfer.core.errors import ArtefactError, MissingExtraError
 from jaxinfer.core.model import Model
+from jaxinfer.core.parts import split
 from jaxinfer.core.program import FunctionProgram
 from jaxinfer.core.table import RuleTable
 from jaxinfer.io import _json, _tree
@@ -45,8 +50,9 @@ REWRITES: RuleTable[Any] = RuleTable("rewrite")
 def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a model to a directory, all of it or nothing.
 
-    Leaves are written one at a time. A model of a Python function is exported as StableHLO at
-    the shapes of its example inputs; its parameters come back as a flat dict by leaf path.
+    Leaves are written one at a time, array types by their parts. A model of a Python function is
+    exported as StableHLO at the shapes of its example inputs, rewrites included; its parameters
+    come back as a flat dict by leaf path.
 
     Args:
       model: what to save.
@@ -77,7 +83,7 @@ def _is_model(folder: Path) -> bool:
 def load(path: str | os.PathLike[str]) -> Model:
     """Read a model from a directory that ``save`` has written.
 
-    Parameters come back as JAX arrays, bit for bit.
+    Parameters come back as JAX arrays and array types, bit for bit.
 
     Raises:
       ArtefactError: not a model directory, of a newer schema, damaged; all faults at once.
@@ -88,6 +94,8 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 def _write(model: Model, folder: Path) -> None:
     leaves, structure = _tree.flatten(model.params)
+    arrays, types = split(leaves)
+    _tree.require_storable(arrays)
     provenance = dict(model.provenance)
     program, rewrites = model.program, model.rewrites
     if isinstance(program, FunctionProgram):
@@ -97,9 +105,10 @@ def _write(model: Model, folder: Path) -> None:
     unknown = [rewrite.kind for rewrite in rewrites if rewrite.kind not in REWRITES]
     if unknown:
         raise ArtefactError(f"rewrites that could not be loaded again: {', '.join(unknown)}")
-    digests = _write_leaves(leaves, folder)
+    digests = _write_leaves(arrays, folder)
     if program.arrays:
         constants, _ = _tree.flatten(dict(program.arrays))
+        _tree.require_storable(constants)
         digests[CONSTANTS] = write(folder / CONSTANTS, constants)
     for name, data in program.blobs.items():
         file = blob_path(folder, name)
@@ -116,8 +125,10 @@ def _write(model: Model, folder: Path) -> None:
         "program": {"kind": program.kind, **program.to_json()},
         "rewrites": [{"kind": item.kind, "args": item.to_json()} for item in rewrites],
         "structure": None if structure is None else structure.to_json(),
-        "params": {name: list(spec_of(leaf)) for name, leaf in leaves.items()},
+        "params": {name: list(spec_of(array)) for name, array in arrays.items()},
     }
+    if types:
+        data["array_types"] = types
     try:
         text = json.dumps(data, separators=(",", ":")).encode()
         _json.parse(text)  # what is written must be what load takes
