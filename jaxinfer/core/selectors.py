@@ -39,8 +39,8 @@ class Rule:
     ignore: bool = False
 
 
-def rule(pattern: str, *, ignore: bool = False, **settings: Any) -> Rule:
-    """Return a rule.
+def rule(pattern: str, /, *, ignore: bool = False, **settings: Any) -> Rule:
+    """Return a rule. A setting may be called ``pattern`` as well: that of the path has no name.
 
     >>> rule(r".*weight", scheme="W8A16").settings
     {'scheme': 'W8A16'}
