@@ -22,5 +22,11 @@ from jaxinfer.api import to_nnx as to_nnx
 from jaxinfer.core.errors import JaxinferError as JaxinferError
 from jaxinfer.core.model import Model as Model
 from jaxinfer.core.ops import register as register
+from jaxinfer.core.selectors import rule as rule
 from jaxinfer.core.state_dict import to_state_dict as to_state_dict
 from jaxinfer.core.structure import Output as Output
+from jaxinfer.core.transform import Transform as Transform
+from jaxinfer.core.transform import chain as chain
+from jaxinfer.core.transform import identity as identity
+from jaxinfer.transforms._calibrate import calibrate as calibrate
+from jaxinfer.transforms.quantize import quantize as quantize

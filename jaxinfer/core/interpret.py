@@ -48,6 +48,7 @@ class Equation(NamedTuple):
 
 Rule = Callable[[Equation, Sequence[Any]], "Sequence[Any] | None"]
 Enter = Callable[[Equation], bool]
+Entering = Callable[["Interpreter", Equation, Sequence[Body], Sequence[Any]], Sequence[Any]]
 
 
 class Interpreter:
@@ -63,6 +64,9 @@ class Interpreter:
       unconstrained: ``jit`` equations that demand a sharding of an array type, which is not
         demanded of its parts.
     """
+
+    entering: Mapping[str, Entering]
+    """How each primitive with jaxprs inside is entered; a subclass may have its own."""
 
     def __init__(self, rule: Rule, enter: Enter = lambda equation: False):
         self.rule, self.enter = rule, enter
@@ -105,7 +109,7 @@ class Interpreter:
         inside = bodies(equation.eqn)
         typed = any(map(is_array_type, values))
         if inside and (typed or self.enter(equation)):
-            return _ENTER[equation.name](self, equation, inside, values)
+            return self.entering[equation.name](self, equation, inside, values)
         if not inside:
             with within(equation.eqn):
                 outs = self.rule(equation, values)
@@ -132,9 +136,21 @@ class Interpreter:
         return fn
 
 
-def _typed(variables: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Return values in the dtypes of variables: what a loop carries keeps its type."""
-    return [_as(var.aval, value) for var, value in zip(variables, values, strict=True)]
+def as_declared(
+    equation: Equation,
+    which: slice,
+    values: Sequence[Any],
+    interpreter: Interpreter | None = None,
+) -> list[Any]:
+    """Return some operands as arrays of the dtypes that the equation declares.
+
+    What a loop carries keeps its type, whatever came in. The interpreter gets the record.
+    """
+    given = list(values[which])
+    if interpreter is not None:
+        given = interpreter.arrays(equation, given)
+    pairs = zip(equation.eqn.invars[which], given, strict=True)
+    return [_as(var.aval, value) for var, value in pairs]
 
 
 def _as(aval: Any, value: Any) -> Any:
@@ -200,8 +216,7 @@ def _scan(
     params = equation.params
     consts, carry = scan_counts(params)
     length, given = params["length"], list(values)
-    own = equation.eqn.invars[consts : consts + carry]
-    init = _typed(own, interpreter.arrays(equation, given[consts : consts + carry]))
+    init = as_declared(equation, slice(consts, consts + carry), given, interpreter)
     xs = given[consts + carry :]
     if any(is_array_type(x) and not _sliceable(x, length) for x in xs):
         xs = interpreter.arrays(equation, xs)
@@ -227,8 +242,7 @@ def _while(
 ) -> Sequence[Any]:
     first, second = (equation.params[f"{name}_nconsts"] for name in ("cond", "body"))
     of_cond, of_body = values[:first], values[first : first + second]
-    own = equation.eqn.invars[first + second :]
-    carried = _typed(own, interpreter.arrays(equation, values[first + second :]))
+    carried = as_declared(equation, slice(first + second, None), values, interpreter)
     cond, body = (interpreter.body(equation, i, inside[i]) for i in (0, 1))
     with within(equation.eqn):
         return lax.while_loop(
@@ -302,7 +316,7 @@ def part_specs(value: Any, spec: Any, mesh: Any) -> Any:
     return jax.tree.unflatten(tree, found)
 
 
-_ENTER: dict[str, Callable[[Interpreter, Equation, Bodies, Sequence[Any]], Sequence[Any]]] = {
+ENTERING: dict[str, Entering] = {
     "jit": _jit,
     "closed_call": _inline,
     "core_call": _inline,
@@ -315,3 +329,4 @@ _ENTER: dict[str, Callable[[Interpreter, Equation, Bodies, Sequence[Any]], Seque
     "cond": _cond,
     "shard_map": _shard_map,
 }
+Interpreter.entering = ENTERING

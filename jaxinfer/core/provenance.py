@@ -31,10 +31,12 @@ class Origin:
     Attributes:
       path: of the parameter.
       axes: for each axis of the value, the parameter's axes that it runs along (empty: none).
+      scans: the scans that slice it, outermost first.
     """
 
     path: str
     axes: tuple[Axes, ...]
+    scans: tuple[Address, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Site:
       indexed: axes of the parameter that a gather picks from, or a ragged product groups by.
       address: where the equation is in this trace.
       source: line of the user's code.
+      scans: the scans around it that slice the parameter (stacked layers), outermost first.
+      seen: axes of the parameter that the operand runs along; the others are sliced away.
     """
 
     path: str
@@ -60,6 +64,8 @@ class Site:
     indexed: tuple[int, ...]
     address: Address
     source: str
+    scans: tuple[Address, ...] = ()
+    seen: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +150,7 @@ class _Walker:
             assert origin is not None
             moved = LAYOUT[name](eqn, origin.axes)
             if moved is not None:
-                return [Origin(origin.path, moved)] * len(eqn.outvars)
+                return [dataclasses.replace(origin, axes=moved)] * len(eqn.outvars)
         for side in held:
             self._obstacle(found[side], name, eqn, address)
         return ()
@@ -163,8 +169,12 @@ class _Walker:
         ordinal = self.counts.get(origin.path, 0)
         self.counts[origin.path] = ordinal + 1
         name, source = eqn.primitive.name, source_line(eqn)
+        seen = tuple(sorted(frozenset[int]().union(*origin.axes)))
         self.sites.append(
-            Site(origin.path, ordinal, name, side, contracting, indexed, address, source)
+            Site(
+                *(origin.path, ordinal, name, side, contracting, indexed, address, source),
+                *(origin.scans, seen),
+            )
         )
 
     def _obstacle(self, origin: Origin | None, name: str, eqn: Any, address: Address) -> None:
@@ -188,7 +198,8 @@ class _Walker:
             for operand, sliced in zip(body.operands, body.sliced, strict=True):
                 origin = None if operand is None else found[operand]
                 if origin is not None and sliced:
-                    origin = Origin(origin.path, origin.axes[1:])
+                    scans = (*origin.scans, address)
+                    origin = Origin(origin.path, origin.axes[1:], scans)
                 given.append(origin)
             out = self.walk(body.jaxpr, given, (*address, number))
             results: list[Origin | None] = [None] * len(eqn.outvars)

@@ -229,12 +229,18 @@ def merge_trees(a: Any, b: Any) -> Any:
     return jax.tree.map(merge, a, b, is_leaf=lambda x: isinstance(x, Stats))
 
 
-def problems(stats: Stats, where: str) -> list[str]:
+def unseen(stats: Stats) -> bool:
+    """Return whether concrete statistics lack any range: some channel saw no finite value."""
+    return not _histogram.to_int(stats.count).all()
+
+
+def problems(stats: Stats, where: str, *, empty: bool = True) -> list[str]:
     """Return what is wrong with concrete statistics: values that are not finite, or none at all.
 
     Args:
       stats: of any method, stacked or not; not a tracer.
       where: what was observed, for the message (the leaf path, and the batch).
+      empty: whether no value at all is a problem.
     """
     bad = int(_histogram.to_int(stats.nonfinite).sum())
     good = _histogram.to_int(stats.count)
@@ -242,7 +248,7 @@ def problems(stats: Stats, where: str) -> list[str]:
     if bad:
         verb = "is" if bad == 1 else "are"
         found.append(f"{where}: {bad} of {bad + int(good.sum())} values {verb} not finite")
-    if good.size and not good.all():
+    if empty and good.size and not good.all():
         which = "no finite value was seen"
         if good.any():
             first = tuple(int(i) for i in np.argwhere(good == 0)[0])

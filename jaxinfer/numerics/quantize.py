@@ -283,7 +283,7 @@ def _range(tiled: Array, shared: tuple[int, ...], symmetric: bool) -> tuple[Arra
     return (jnp.maximum(high, -low), None) if symmetric else (high, low)
 
 
-def _divide(tiled: Array, scale: Array) -> Array:
+def divide(tiled: Array, scale: Array) -> Array:
     """Return ``tiled / scale`` by the reciprocal, as XLA would in some programs and not others.
 
     A quarter of both keeps the reciprocal of the largest scales a normal number.
@@ -320,7 +320,7 @@ def _search(
 
     def error(factor: Array) -> Array:
         scale, zero = _to_scale(high, low, fmt, factor)
-        got = decode(encode(_divide(tiled, scale), fmt, zero), fmt, tiled.dtype)
+        got = decode(encode(divide(tiled, scale), fmt, zero), fmt, tiled.dtype)
         got = got if zero is None else got - zero.astype(got.dtype)
         # in units of the range, so that squares neither overflow nor vanish
         unit = jnp.where(high == 0, 1, high) if low is None else jnp.maximum(high, -low)
@@ -352,5 +352,5 @@ def _codes(
     shape = _tiling.split(sizes, scale.shape).scale
     step = scale.astype(tiled.dtype).reshape(shape)
     zero = None if zero_point is None else zero_point.reshape(shape)
-    codes = encode(_divide(tiled, step), fmt, zero).reshape(sizes)
+    codes = encode(divide(tiled, step), fmt, zero).reshape(sizes)
     return codes if packed is None else pack(codes, packed)
