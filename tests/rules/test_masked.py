@@ -73,10 +73,12 @@ def test_concatenate():
     a, b, plain = masked(), masked((2, 8, 3), 1), jnp.ones((2, 8, 3))
     join = lambda *parts: lax.concatenate(parts, 0)
     (got,), used = run(join, a, b)
-    assert isinstance(got, Masked) and used == []
+    assert isinstance(got, Masked)
+    assert used == []
     np.testing.assert_array_equal(got.materialize(), join(a.materialize(), b.materialize()))
     (got,), used = run(join, a, plain)
-    assert not is_array_type(got) and used == ["concatenate"]
+    assert not is_array_type(got)
+    assert used == ["concatenate"]
     np.testing.assert_array_equal(got, join(a.materialize(), plain))
 
 
@@ -85,7 +87,8 @@ def test_a_sharding_constraint_holds_for_both_parts():
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     weight = masked()
     (got,), used = run(lambda w: lax.with_sharding_constraint(w, where), weight)
-    assert isinstance(got, Masked) and used == []
+    assert isinstance(got, Masked)
+    assert used == []
     np.testing.assert_array_equal(got.materialize(), weight.materialize())
 
 
@@ -126,7 +129,9 @@ def test_a_product_of_two_masked_weights():
 def test_compressed_converts_and_declines_other_layouts():
     weight = small()
     (got,), used = run(lambda w: w.astype(jnp.bfloat16), weight)
-    assert isinstance(got, Compressed) and got.dtype == jnp.bfloat16 and used == []
+    assert isinstance(got, Compressed)
+    assert got.dtype == jnp.bfloat16
+    assert used == []
     np.testing.assert_array_equal(got.materialize(), weight.materialize().astype(jnp.bfloat16))
     (got,), used = run(lambda w: w.transpose(2, 1, 0), weight)
     assert used == ["transpose"]
