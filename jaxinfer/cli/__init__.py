@@ -21,6 +21,11 @@ _COMMANDS = {
     "inspect": "Show what a model holds, takes, gives and costs.",
     "verify": "Compare a model directory with its source on random inputs.",
     "run": "Run a model on the arrays of an .npz file.",
+    "cast": "Compute in other dtypes, with what needs float32 kept in it.",
+    "fold": "Fold batch norms and scales into the kernels before them.",
+    "prune": "Mask weights to zero, unstructured or N:M.",
+    "quantize": "Quantize weights, and activations if asked to.",
+    "audit": "Show what each transform did to every parameter.",
     "doctor": "Check versions, devices and numerics of this installation.",
 }
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxinfer.core import dtypes
 from jaxinfer.core._compat import x64_scope
+from jaxinfer.core.array_types import is_array_type, nbytes
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.flops import Cost, count
+from jaxinfer.core.leaves import leaves as named_leaves
 from jaxinfer.core.model import Model
 from jaxinfer.core.parity import outputs_of
-from jaxinfer.core.program import param_names, x64_of
+from jaxinfer.core.program import x64_of
 from jaxinfer.core.symbols import bound_text, evaluate
 
 
@@ -45,11 +49,36 @@ class Parameter:
 
 
 def parameters(model: Model) -> list[Parameter]:
-    """Return the leaves of a model's parameters, in order."""
-    leaves = jax.tree.leaves(model.params)
+    """Return the leaves of a model's parameters, in order; an array type is one leaf."""
     return [
-        Parameter(name, tuple(leaf.shape), leaf.dtype.name, leaf.size * leaf.dtype.itemsize)
-        for name, leaf in zip(param_names(model.params), leaves, strict=True)
+        Parameter(name, tuple(leaf.shape), _dtype_text(leaf), nbytes(leaf))
+        for name, leaf in named_leaves(model.params).items()
+    ]
+
+
+def _dtype_text(leaf: Any) -> str:
+    """Return the dtype of an array; of an array type its number format and what it is."""
+    if not is_array_type(leaf):
+        return leaf.dtype.name
+    inner, name = leaf, None
+    while is_array_type(inner) and name is None:
+        name = getattr(inner, "format", None)
+        inner = getattr(inner, "weight", None)
+    return f"{name or np.dtype(leaf.dtype).name} {type(leaf).__name__}"
+
+
+def stages(model: Model) -> list[str]:
+    """Return the stages of transforms that a model has been through, as far as it says so."""
+    found = model.provenance.get("stages")
+    return [str(stage) for stage in found] if isinstance(found, (list, tuple)) else []
+
+
+def rewrites(model: Model) -> list[str]:
+    """Return each rewrite's kind and arguments, shortened."""
+    texts = [json.dumps(rewrite.to_json(), default=str) for rewrite in model.rewrites]
+    return [
+        f"{rewrite.kind} {text[:117]}..." if len(text) > 120 else f"{rewrite.kind} {text}"
+        for rewrite, text in zip(model.rewrites, texts, strict=True)
     ]
 
 

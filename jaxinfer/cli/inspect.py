@@ -88,7 +88,10 @@ def command(
         },
         "operators": _describe.operators(model),
         "cost": {"at": dict(costs.sizes), **costs.cost.to_json()},
-        "rewrites": [rewrite.kind for rewrite in model.rewrites],
+        "rewrites": [
+            {"kind": rewrite.kind, "args": rewrite.to_json()} for rewrite in model.rewrites
+        ],
+        "stages": _describe.stages(model),
         "provenance": dict(model.provenance),
     }
     if as_json:
@@ -135,9 +138,10 @@ def _rows(model: Any, described: dict[str, Any], costs: Any) -> list[tuple[str, 
     dearest = list(cost.by_primitive.items())[:4]
     rows += [("", f"{name}: {_console.in_units(n, 'FLOPs')}") for name, n in dearest]
     rows += [("note", note) for note in cost.notes()]
-    if described["rewrites"]:
-        rows.append(("rewrites", ", ".join(described["rewrites"])))
-    return rows + _provenance_rows(described["provenance"])
+    rows += [("rewrite", text) for text in _describe.rewrites(model)]
+    if described["stages"]:
+        rows.append(("transforms", ", ".join(described["stages"])))
+    return rows + _provenance_rows(described["provenance"], described["stages"])
 
 
 def _layout_rows(left: Sequence[str]) -> list[tuple[str, str]]:
@@ -148,7 +152,7 @@ def _layout_rows(left: Sequence[str]) -> list[tuple[str, str]]:
     return shown + ([("", f"and {len(left) - 4} more (--json lists all)")] if len(left) > 4 else [])
 
 
-def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+def _provenance_rows(provenance: dict[str, Any], stages: Sequence[str]) -> list[tuple[str, str]]:
     rows = []
     for key in ("source", "versions", "saved_with", "exported"):
         value = provenance.get(key)
@@ -157,7 +161,8 @@ def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         if value:
             rows.append((key.replace("_", " "), str(value)))
     if "parity" in provenance:
-        rows.append(("parity", _parity_text(provenance["parity"])))
+        since = f" (when converted, before {', '.join(stages)})" if stages else ""
+        rows.append(("parity", _parity_text(provenance["parity"]) + since))
     notes = provenance.get("notes")
     rows += [("note", str(note)) for note in notes] if isinstance(notes, (list, tuple)) else []
     for key in ("tied", "cast", "unread_buffers"):

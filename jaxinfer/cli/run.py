@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from jaxinfer.core import dtypes
-from jaxinfer.core.errors import ArtefactError, InputError, listing
-from jaxinfer.core.signature import LeafSpec
+from jaxinfer.cli._arrays import arguments, input_leaves, storable
+from jaxinfer.core.errors import ArtefactError, InputError
 
 
 @click.command("run")
@@ -53,17 +51,13 @@ def command(model_dir: str, inputs: str, out: str, key: int | None, overwrite: b
     notes: list[str] = []
     if key is not None and not model.program.random:
         notes.append("--key is not used: this model does not sample")
-    leaves = iter(_leaves(model.inputs, archive, inputs, notes))
-    arguments = {
-        name: structure.unflatten(leaves)
-        for name, structure in zip(model.signature.names, model.signature.structures, strict=True)
-    }
+    given = arguments(model, input_leaves(model.inputs, archive, inputs, notes))
     with stages.stage("run", "compiling and running"):
         rng_key = jax.random.key(key) if key is not None and model.program.random else None
-        result = outputs_of(model, model(rng_key=rng_key, **arguments))
+        result = outputs_of(model, model(rng_key=rng_key, **given))
         arrays = {path: np.asarray(value) for path, value in result.items()}
     for path, array in arrays.items():
-        wide = _storable(array.dtype)
+        wide = storable(array.dtype)
         if wide != array.dtype:
             notes.append(f"{path}: {array.dtype.name} written as {wide.name} (exact)")
             arrays[path] = array.astype(wide)
@@ -85,63 +79,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ArtefactError(f"{target} is a directory; give a file to write")
     if os.path.lexists(target) and not overwrite:
         raise ArtefactError(f"{target} exists already; choose another path or pass --overwrite")
-
-
-def _leaves(
-    specs: Sequence[LeafSpec], archive: Mapping[str, np.ndarray], file: str, notes: list[str]
-) -> list[Any]:
-    """Return a value for each leaf of the inputs.
-
-    Raises:
-      InputError: arrays that are missing and arrays that no input takes, all of them.
-    """
-    wanted = [spec for spec in specs if spec.is_array]
-    positional = {f"arr_{index}": spec.path for index, spec in enumerate(wanted)}
-    paths = {spec.path for spec in wanted}
-    named = {name for name in archive if name in paths}
-    by_position = not named and any(name in positional for name in archive)
-    source = {
-        spec.path: (f"arr_{index}" if by_position else spec.path)
-        for index, spec in enumerate(wanted)
-    }
-    problems = [
-        f"missing: {spec}" + (f" (as {source[spec.path]})" if by_position else "")
-        for spec in wanted
-        if source[spec.path] not in archive
-    ]
-    unknown = [name for name in archive if name not in source.values()]
-    problems += [f"no input is called {name!r}" for name in unknown]
-    if problems:
-        raise InputError(
-            listing(
-                f"{file} does not hold the inputs of the model:",
-                problems,
-                "The model takes: " + ("; ".join(map(str, wanted)) or "no arrays"),
-            )
-        )
-    return [
-        _as_stored(spec, archive[source[spec.path]], notes) if spec.is_array else spec.value
-        for spec in specs
-    ]
-
-
-def _as_stored(spec: LeafSpec, array: np.ndarray, notes: list[str]) -> np.ndarray:
-    """Cast an array to a dtype that .npz lacks, if the input is of one."""
-    want = dtypes.dtype_of(spec.dtype)
-    stored = _storable(want)
-    if stored == want or array.dtype != stored:
-        return array
-    notes.append(f"{spec.path}: {stored.name} rounded to {want.name}")
-    return array.astype(want)
-
-
-def _storable(dtype: np.dtype) -> np.dtype:
-    """Return the numpy dtype that holds every value of ``dtype``: itself unless ml_dtypes'."""
-    if dtype.type.__module__ != "ml_dtypes":
-        return dtype
-    if dtypes.kind(dtype) == "integer":
-        return np.dtype(np.uint8 if dtype.name.startswith("u") else np.int8)
-    return np.dtype(np.float32)
 
 
 def _write(target: Path, arrays: Mapping[str, np.ndarray], overwrite: bool) -> None:

@@ -151,8 +151,7 @@ def rebuild(data: Any, arrays: Mapping[str, Any]) -> Any:
         if part is None or part == "array":
             given[name] = None if part is None else arrays[name]
         else:
-            own = {k.removeprefix(name + "."): v for k, v in arrays.items()}
-            given[name] = rebuild(part, own)
+            given[name] = rebuild(part, {n: arrays[f"{name}.{n}"] for n in part_names(part)})
     return cls(**given)
 
 

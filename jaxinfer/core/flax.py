@@ -8,7 +8,9 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
+from jaxinfer.core.array_types import is_array_type
 from jaxinfer.core.errors import ConversionError
+from jaxinfer.core.leaves import leaves as named_leaves
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, param_names, signature_of
 
@@ -98,15 +100,20 @@ class ConvertedModule(nnx.Module):
 
     ``nnx.split``, ``nnx.merge``, ``nnx.grad`` and optax work on it. Calling it runs the
     model's function on the present values; a model that changes buffers updates them.
+
+    An array type is a node with a variable for each part (``weight.qvalue``, ``weight.scale``):
+    what is float can be trained (scales, a masked weight), codes and masks are buffers.
     """
 
     def __init__(self, model: Model):
         names = param_names(model.params)
         leaves = jax.tree.leaves(model.params)
         kinds = getattr(model.program, "state_kinds", {})
+        owners = [path for path, leaf in named_leaves(model.params).items() if is_array_type(leaf)]
         self.model = nnx.static(_Stripped(model)) if hasattr(nnx, "static") else _Stripped(model)
         for name, leaf in zip(names, leaves, strict=True):
-            trainable = kinds.get(name, "parameter") == "parameter" and _is_inexact(leaf)
+            path = next((path for path in owners if name.startswith(f"{path}.")), name)
+            trainable = kinds.get(path, "parameter") == "parameter" and _is_inexact(leaf)
             node: Any = self
             *parents, last = name.split(".")
             for part in parents:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxinfer.core.errors import InputError
+from jaxinfer.core.array_types import is_array_type
+from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.multi import MultiProgram
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def to_state_dict(model: Model, params: Mapping[str, Any] | None = None) -> dict
 
     Raises:
       InputError: the model was not converted from a checkpoint, or ``params`` has names that
-        ``model.params`` has not.
+        ``model.params`` has not, or holds array types (quantized, masked), or a rewrite has given
+        the parameters other names than the checkpoint's (``fold``).
 
     Example, back to torch after training::
 
@@ -48,6 +50,7 @@ def to_state_dict(model: Model, params: Mapping[str, Any] | None = None) -> dict
     params = dict(model.params) if params is None else params
     if unknown := [name for name in params if name not in model.params]:
         raise InputError(f"to_state_dict: model.params has no {', '.join(map(repr, unknown))}")
+    _require_plain(model, params)
     found: dict[str, Any] = {}
     for name, value in params.items():
         perm, parts = stored.get(name, ((), ()))
@@ -57,6 +60,27 @@ def to_state_dict(model: Model, params: Mapping[str, Any] | None = None) -> dict
         if canonical in found:
             found[name] = found[canonical]
     return found
+
+
+def _require_plain(model: Model, params: Mapping[str, Any]) -> None:
+    """Raise if a checkpoint could not hold the parameters as they are."""
+    renaming = [r.kind for r in model.rewrites if hasattr(r, "param_specs")]
+    if renaming:
+        raise InputError(
+            f"to_state_dict: {', '.join(renaming)} has changed the parameters, which are no longer "
+            "the checkpoint's; take the state dict of the model before it"
+        )
+    kinds = [f"{name}: {type(v).__name__}" for name, v in params.items() if is_array_type(v)]
+    if kinds:
+        raise InputError(
+            listing(
+                "to_state_dict: a checkpoint holds arrays, these parameters are of other types:",
+                kinds,
+                "Give the arrays that they stand for, if that is meant: params = {name: "
+                "jaxinfer.core.array_types.materialize(leaf) for name, leaf in "
+                "model.params.items()}; to_state_dict(model, params).",
+            )
+        )
 
 
 def _stored(program: Program) -> Mapping[str, Any] | None:

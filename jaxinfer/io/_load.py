@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,12 @@ _MALFORMED = (
 )
 
 
-def load_model(path: Path, rewrites: Mapping[str, Any]) -> Model:
+def load_model(path: Path, rewrite_class: Callable[[Any], Any]) -> Model:
     """Check everything in a model directory, then read it.
+
+    Args:
+      path: the directory.
+      rewrite_class: the class of a rewrite by its kind; raises ValueError for an unknown one.
 
     Raises:
       ArtefactError: all faults. A single fault of the program is raised as it is.
@@ -57,7 +61,7 @@ def load_model(path: Path, rewrites: Mapping[str, Any]) -> Model:
     constants = _open(path / CONSTANTS, digests, faults) if CONSTANTS in digests else {}
     files_are_sound = not faults
     specs, leaves, structure = _layout(data, faults)
-    kept = [_rewrite(item, rewrites, faults) for item in _list(data, "rewrites", faults)]
+    kept = [_rewrite(item, rewrite_class, faults) for item in _list(data, "rewrites", faults)]
     if specs is not None and weights is not None:
         _compare(specs, weights, faults)
     program = None
@@ -169,12 +173,9 @@ def _layout(
     return specs, leaves, structure
 
 
-def _rewrite(item: Any, rewrites: Mapping[str, Any], faults: list[str]) -> Any:
+def _rewrite(item: Any, rewrite_class: Callable[[Any], Any], faults: list[str]) -> Any:
     try:
-        kind = item["kind"]
-        if kind not in rewrites:
-            raise ValueError(f"unknown kind {str(kind)[:80]!r}; known: {', '.join(rewrites)}")
-        return rewrites[kind].from_json(item["args"])
+        return rewrite_class(item["kind"]).from_json(item["args"])
     except _MALFORMED as error:
         faults.append(f"rewrite {str(item)[:80]}: {type(error).__name__}: {error}")
         return None

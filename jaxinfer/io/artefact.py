@@ -22,6 +22,7 @@ fits the 32-bit dtype exactly; else loading says to turn x64 on.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -45,6 +46,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 REWRITES: RuleTable[Any] = RuleTable("rewrite")
 """Rewrite kind to its class: ``kind``, ``to_json()``, ``from_json(data)``."""
+
+_HOMES = {"cast": "jaxinfer.transforms.cast", "fold": "jaxinfer.transforms._fold_rewrite"}
+"""Where jaxinfer's own rewrites register, to be imported when an artefact has one."""
 
 
 def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -89,7 +93,21 @@ def load(path: str | os.PathLike[str]) -> Model:
       ArtefactError: not a model directory, of a newer schema, damaged; all faults at once.
       MissingRulesError: nothing is wrong but operators without a rule.
     """
-    return load_model(Path(path), REWRITES)
+    return load_model(Path(path), _rewrite_class)
+
+
+def _rewrite_class(kind: Any) -> Any:
+    """Return the class of a rewrite by its kind in a file.
+
+    Raises:
+      ValueError: the kind is unknown.
+    """
+    if isinstance(kind, str) and kind in _HOMES:
+        importlib.import_module(_HOMES[kind])
+    if not isinstance(kind, str) or kind not in REWRITES:
+        known = ", ".join(sorted({*REWRITES, *_HOMES}))
+        raise ValueError(f"unknown kind {str(kind)[:80]!r}; known: {known}")
+    return REWRITES[kind]
 
 
 def _write(model: Model, folder: Path) -> None:
