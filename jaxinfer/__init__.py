@@ -20,6 +20,7 @@ from jaxinfer.api import load as load
 from jaxinfer.api import save as save
 from jaxinfer.api import to_nnx as to_nnx
 from jaxinfer.core.errors import JaxinferError as JaxinferError
+from jaxinfer.core.hoist import hoist_constants as hoist_constants
 from jaxinfer.core.model import Model as Model
 from jaxinfer.core.ops import register as register
 from jaxinfer.core.selectors import rule as rule
@@ -29,4 +30,8 @@ from jaxinfer.core.transform import Transform as Transform
 from jaxinfer.core.transform import chain as chain
 from jaxinfer.core.transform import identity as identity
 from jaxinfer.transforms._calibrate import calibrate as calibrate
+from jaxinfer.transforms.prune import finalize as finalize
+from jaxinfer.transforms.prune import masks as masks
+from jaxinfer.transforms.prune import prune as prune
 from jaxinfer.transforms.quantize import quantize as quantize
+from jaxinfer.transforms.recover import recover as recover

@@ -23,6 +23,11 @@ def x64_scope(on: bool = True) -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(True) if on else contextlib.nullcontext()
 
 
+def is_tracer(value: Any) -> bool:
+    """Return whether a value is being traced, and has no numbers yet."""
+    return isinstance(value, jax.core.Tracer)
+
+
 def subjaxprs(params: dict[str, Any]) -> list[Any]:
     """Return the jaxprs among an equation's parameters (open or closed, also in tuples)."""
     found = []

@@ -90,12 +90,13 @@ class Interpreter:
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], address: Address = ()
     ) -> list[Any]:
         """Evaluate a jaxpr; results may be array types."""
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        held = map(self.constant, consts)
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, held, strict=True))
         env |= zip(jaxpr.invars, args, strict=True)
         last = _last_uses(jaxpr)
 
         def read(var: Any) -> Any:
-            return var.val if hasattr(var, "val") else env[var]
+            return self.constant(var.val) if hasattr(var, "val") else env[var]
 
         for index, eqn in enumerate(jaxpr.eqns):
             values = [read(var) for var in eqn.invars]
@@ -104,6 +105,10 @@ class Interpreter:
             for var in last.get(index, ()):
                 env.pop(var, None)
         return [read(var) for var in jaxpr.outvars]
+
+    def constant(self, value: Any) -> Any:
+        """Return what stands for a constant of a jaxpr: itself."""
+        return value
 
     def _equation(self, equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
         inside = bodies(equation.eqn)

@@ -30,11 +30,12 @@ from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.array_types import materialize, nbytes
 from jaxinfer.core.audit import Audit, Entry, merged, with_audit
 from jaxinfer.core.errors import InputError, listing
+from jaxinfer.core.hoist import MIN_SIZE, large
 from jaxinfer.core.leaves import leaves, with_leaves
 from jaxinfer.core.model import Model
-from jaxinfer.core.program import x64_of
+from jaxinfer.core.program import FunctionProgram, x64_of
 from jaxinfer.core.selectors import Rule, resolve
-from jaxinfer.core.trace import trace
+from jaxinfer.core.trace import Traced, trace
 from jaxinfer.core.transform import TRANSFORMS, Transform, staged
 from jaxinfer.numerics.act_qtensor import ActQTensor
 from jaxinfer.numerics.calibration import unseen
@@ -49,18 +50,27 @@ from jaxinfer.transforms._quantize_plan import Decision, Settings, decide, stati
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The decisions of a quantization, and the shapes that they were made for."""
+    """The decisions of a quantization.
+
+    Attributes:
+      decisions: for every parameter, in order.
+      closed_over: dtype and shape of matrices that a Python function holds itself.
+    """
 
     decisions: tuple[Decision, ...]
+    closed_over: tuple[str, ...] = ()
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return [each.to_json() for each in self.decisions]
+        return {
+            "decisions": [each.to_json() for each in self.decisions],
+            "closed_over": list(self.closed_over),
+        }
 
     @classmethod
-    def from_json(cls, data: Sequence[Mapping[str, Any]]) -> Plan:
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Rebuild a plan."""
-        return cls(tuple(map(Decision.from_json, data)))
+        return cls(tuple(map(Decision.from_json, data["decisions"])), tuple(data["closed_over"]))
 
 
 class QuantizeState(NamedTuple):
@@ -165,7 +175,9 @@ def quantize(
             sites = static_sites(traces, [d.path for d in wanted])
             methods = {d.path: d.settings.calibration for d in wanted}
             found = calibrate(model, *data, sites=sites, methods=methods, options=options)
-        plan = Plan(tuple(_reached(decision, found) for decision in decisions))
+        plan = Plan(
+            tuple(_reached(decision, found) for decision in decisions), _closed_over(model, traces)
+        )
         if strict:
             _audit(plan, named, {}).require()
         return QuantizeState(plan, found)
@@ -175,6 +187,18 @@ def quantize(
             return _update(model, state, options)
 
     return Transform(init, update, "quantize")
+
+
+def _closed_over(model: Model, traces: Sequence[Traced]) -> tuple[str, ...]:
+    """Return the float matrices that a function holds: no parameters, so none is quantized."""
+    if not isinstance(model.program, FunctionProgram):
+        return ()  # the constants of a converted model are tables, and its own
+    return tuple(
+        f"{value.dtype}{list(value.shape)}"
+        for traced in traces
+        for value in large(traced.jaxpr, traced.consts, MIN_SIZE)
+        if jnp.issubdtype(value.dtype, jnp.floating) and len(value.shape) > 1
+    )
 
 
 def _reached(decision: Decision, stats: Mapping[str, Any]) -> Decision:
@@ -308,4 +332,9 @@ def _audit(plan: Plan, named: Mapping[str, Any], changes: Mapping[str, Any]) -> 
         )
         for decision in plan.decisions
     ]
-    return Audit("quantize", merged(entries, list(named)))
+    why = "closed over by the function; jaxinfer.hoist_constants(model) makes a parameter of it"
+    held = [
+        Entry(f"(constant {number}) {what}", "blocked", why)
+        for number, what in enumerate(plan.closed_over)
+    ]
+    return Audit("quantize", (*merged(entries, list(named)), *held))
