@@ -16,7 +16,7 @@ import click
 from jaxinfer.core.audit import STATUSES, Audit
 from jaxinfer.core.errors import ArtefactError
 from jaxinfer.core.model import Model
-from jaxinfer.core.transform import Transform
+from jaxinfer.core.transform import STAGES, Transform
 
 _COMMON = (
     click.option(
@@ -115,6 +115,7 @@ class Job:
         with stages.stage("load", f"loading {self.model_dir}"):
             model = load(self.model_dir)
         earlier = len(audits_of(model))
+        _require_stages(model)
         data: tuple[Any, ...] = ()
         if self.data_file is not None:
             data = (_arrays.read_batches(model, self.data_file, self.batch_size, notes),)
@@ -162,6 +163,14 @@ def audits_of(model: Model) -> list[Audit]:
     ):
         raise ArtefactError("provenance: audits: malformed: required texts and numbers of bytes")
     return found
+
+
+def _require_stages(model: Model) -> None:
+    """Raise ArtefactError if the directory's record of stages is not what jaxinfer writes."""
+    found = model.provenance.get("stages", [])
+    if not isinstance(found, (list, tuple)) or not all(stage in STAGES for stage in found):
+        known = ", ".join(STAGES)
+        raise ArtefactError(f"provenance: stages: required a list of {known}, got {found!r:.80}")
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from jaxinfer.core.errors import ArtefactError, MissingExtraError
 from jaxinfer.core.model import Model
 from jaxinfer.core.parts import split
 from jaxinfer.core.program import FunctionProgram
-from jaxinfer.core.table import RuleTable
+from jaxinfer.core.rewrites import REWRITES as REWRITES
 from jaxinfer.io import _json, _tree
 from jaxinfer.io._directory import check_target as _check_target
 from jaxinfer.io._directory import replacing, write_bytes
@@ -43,9 +43,6 @@ from jaxinfer.io._safetensors import spec_of, write
 
 SHARD_BYTES = 5_000_000_000
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-REWRITES: RuleTable[Any] = RuleTable("rewrite")
-"""Rewrite kind to its class: ``kind``, ``to_json()``, ``from_json(data)``."""
 
 _HOMES = {"cast": "jaxinfer.transforms.cast", "fold": "jaxinfer.transforms._fold_rewrite"}
 """Where jaxinfer's own rewrites register, to be imported when an artefact has one."""

@@ -318,6 +318,15 @@ def test_malformed_audits_are_errors(cli, tmp_path, audits):
     assert cli("inspect", "odd").code == 0
 
 
+@pytest.mark.parametrize("stages", [7, ["magic"], [["fold"]], "fold"])
+def test_malformed_stages_are_errors(cli, tmp_path, stages):
+    fakes.model().replace(provenance={"stages": stages}).save(tmp_path / "odd")
+    result = cli("quantize", "odd", "-o", "s")
+    assert result.code == 1
+    assert "stages: required a list of cast, fold" in result.err
+    assert cli("inspect", "odd").code == 0
+
+
 # -- data
 
 

@@ -1,5 +1,6 @@
 """Array types in model directories: bit for bit, by their parts, and every fault named."""
 
+import contextlib
 import copy
 import json
 import os
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 import jaxinfer as ji
 from jaxinfer.core.array_types import ARRAY_TYPES, describe, is_array_type, rebuild
 from jaxinfer.core.errors import ArtefactError
+from jaxinfer.core.leaves import leaves
 from jaxinfer.core.model import Model
+from jaxinfer.core.multi import MultiProgram
 from jaxinfer.core.program import FunctionProgram, signature_of
 from jaxinfer.io import _array_types, artefact
 from jaxinfer.io.artefact import load, save
@@ -218,6 +221,63 @@ def test_float8_through_an_export(tmp_path):
     np.testing.assert_array_equal(model(x), again(x))
 
 
+def transforms():
+    from jaxinfer.transforms.cast import cast
+    from jaxinfer.transforms.fold import fold
+    from jaxinfer.transforms.prune import prune
+    from jaxinfer.transforms.quantize import quantize
+
+    return {
+        "cast": lambda model, data: cast("bf16")(model),
+        "fold": lambda model, data: fold()(model),
+        "prune": lambda model, data: prune(sparsity=0.5, pattern="2:4")(model),
+        "W4A16": lambda model, data: quantize("W4A16", group=4)(model),
+        "W8A8": lambda model, data: quantize("W8A8", activation="static")(model, data),
+        "all": lambda model, data: quantize("W8A8", activation="static")(
+            prune(sparsity=0.5)(fold()(cast("params=bf16,output=f32")(model))), data
+        ),
+    }
+
+
+def perceptron():
+    """Three products with scales between them, for ``fold`` to take up; nested parameters."""
+
+    def fn(params, x):
+        x = jnp.tanh((x @ params["a"]) * params["scale"] + params["bias"])
+        return {"y": (x @ params["more"][0]) @ params["more"][1]}
+
+    draw = lambda *shape: jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
+    params = {
+        "a": draw(8, 12),
+        "scale": draw(12),
+        "bias": draw(12),
+        "more": [draw(12, 16), draw(16, 4)],
+    }
+    program = FunctionProgram(fn, signature_of((jnp.ones((4, 8)),)))
+    return Model(program, params)
+
+
+@pytest.mark.parametrize("name", ["cast", "fold", "prune", "W4A16", "W8A8", "all"])
+def test_transformed_functions_come_back(tmp_path, name):
+    """Outputs, parts, audits and calibration, all to the bit."""
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(4, 8)), jnp.float32)
+    model = transforms()[name](perceptron(), [x])
+    save(model, tmp_path / "m")
+    again = load(tmp_path / "m")
+    want, got = model(x), again(x)
+    assert jax.tree.structure(want) == jax.tree.structure(got)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert leaves(model.params).keys() == again.params.keys()
+    for path, leaf in leaves(model.params).items():
+        same(leaf, again.params[path])
+    assert again.audit().to_json() == model.audit().to_json()
+    for key in ("stages", "calibration"):
+        assert again.provenance.get(key) == model.provenance.get(key)
+    assert ("calibration" in again.provenance) == (name in ("W8A8", "all"))
+
+
 # -- rewrites that change what the parameters are called
 
 
@@ -407,42 +467,54 @@ def test_values_are_validated_too(tmp_path, monkeypatch):
     assert "w: nothing is kept" in fault(tmp_path / "n")
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 VALUES = st.sampled_from(
     [None, True, 0, -1, 2, 10**40, 1.5, float("nan"), "", "int8", "float32", "QTensor", [], {}]
     + [[[-1, 2]], [["a", {}]], [-1], {"type": "QTensor", "parts": {}, "meta": {}}, "array"]
 )
 
 
-@given(data=st.data())
-@FUZZ
-def test_hostile_metadata(tmp_path_factory, data):
-    """Whatever an array type says, it loads or fails with a list of faults."""
-    global _FOLDER
-    if _FOLDER is None:
-        _FOLDER = tmp_path_factory.mktemp("fuzz") / "m"
-        leaf = quantize(graph_model().params["layer.w"], "int4", axes=(0,))
-        save(graph_of(leaf), _FOLDER)
-    file = _FOLDER / "model.json"
-    before = file.read_text()
-    model = json.loads(before)
-    item = copy.deepcopy(model["array_types"]["layer.w"])
-    for _ in range(data.draw(st.integers(1, 3))):
-        level = data.draw(st.sampled_from([item, item["parts"], item["meta"]]))
-        if isinstance(level, dict):
-            level[data.draw(st.sampled_from([*level, "more"]))] = data.draw(VALUES)
-        if not isinstance(item.get("parts"), dict) or not isinstance(item.get("meta"), dict):
-            break
-    model["array_types"]["layer.w"] = item
-    try:
-        file.write_text(json.dumps(model))
-        with rule():
-            loaded = load(_FOLDER)
-            loaded(X)
-    except ArtefactError:
-        pass
-    finally:
-        file.write_text(before)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: quantize(w, "int4", axes=(0,)),
+        lambda w: ActQTensor(quantize(w, "int8", axes=(0,)), jnp.ones((1, 1)), "int8"),
+        two_of_four,
+        lambda w: Masked(w, w > 0),
+    ],
+    ids=["QTensor", "ActQTensor", "Compressed", "Masked"],
+)
+def test_hostile_metadata(tmp_path, make):
+    """Whatever an array type says, it loads and computes, or fails with a list of faults."""
+    save(graph_of(make(graph_model().params["layer.w"])), tmp_path / "m")
+    file = tmp_path / "m" / "model.json"
+    model = json.loads(file.read_text())
+
+    @given(data=st.data())
+    @FUZZ
+    def run(data):
+        changed = copy.deepcopy(model)
+        item = changed["array_types"]["layer.w"]
+        for _ in range(data.draw(st.integers(1, 3))):
+            levels = [level for level in dicts(item) if level]
+            level = data.draw(st.sampled_from(levels))
+            level[data.draw(st.sampled_from([*level, "more"]))] = copy.deepcopy(data.draw(VALUES))
+        file.write_text(json.dumps(changed))
+        with contextlib.suppress(ArtefactError):
+            load(tmp_path / "m")(X)
+
+    run()
 
 
-_FOLDER = None
+def dicts(item):
+    return [item, *(d for value in item.values() if isinstance(value, dict) for d in dicts(value))]
+
+
+def test_components_share_array_types(tmp_path):
+    model = graph_of(quantize(graph_model().params["layer.w"], "int8", axes=(0,)))
+    both = model.replace(program=MultiProgram({"a": model.program, "b": model.program}))
+    save(both, tmp_path / "m")
+    parts = load(tmp_path / "m").components
+    for part in parts.values():
+        np.testing.assert_array_equal(part(X), model(X))
+    assert parts["a"].params["layer.w"] is parts["b"].params["layer.w"]
