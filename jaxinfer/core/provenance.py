@@ -70,12 +70,19 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Obstacle:
-    """An equation that needs a parameter's values in some other way (``output``: a result)."""
+    """An equation that needs a parameter's values in some other way (``output``: a result).
+
+    Attributes:
+      path: of the parameter.
+      primitive, address, source: of the equation.
+      alternative: whether it is one of several ways to compute something, chosen by platform.
+    """
 
     path: str
     primitive: str
     address: Address
     source: str
+    alternative: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +117,7 @@ class _Walker:
         self.sites: list[Site] = []
         self.obstacles: list[Obstacle] = []
         self.counts: dict[str, int] = {}
+        self.by_platform = 0  # how many branches by platform it is in
 
     def walk(
         self, jaxpr: Any, origins: Sequence[Origin | None], address: Address
@@ -179,7 +187,8 @@ class _Walker:
 
     def _obstacle(self, origin: Origin | None, name: str, eqn: Any, address: Address) -> None:
         if origin is not None:
-            self.obstacles.append(Obstacle(origin.path, name, address, source_line(eqn)))
+            line, alternative = source_line(eqn), bool(self.by_platform)
+            self.obstacles.append(Obstacle(origin.path, name, address, line, alternative))
 
     def _enter(
         self,
@@ -193,6 +202,7 @@ class _Walker:
             if operand not in entered:  # carried, or the index of a branch
                 self._obstacle(origin, f"{eqn.primitive.name} (carried)", eqn, address)
         outs = []
+        by_platform = eqn.params.get("branches_platforms") is not None
         for number, body in enumerate(inside):
             given = []
             for operand, sliced in zip(body.operands, body.sliced, strict=True):
@@ -201,7 +211,9 @@ class _Walker:
                     scans = (*origin.scans, address)
                     origin = Origin(origin.path, origin.axes[1:], scans)
                 given.append(origin)
+            self.by_platform += by_platform
             out = self.walk(body.jaxpr, given, (*address, number))
+            self.by_platform -= by_platform
             results: list[Origin | None] = [None] * len(eqn.outvars)
             for origin, result in zip(out, body.results, strict=True):
                 if result is not None:

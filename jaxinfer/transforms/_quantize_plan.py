@@ -182,9 +182,11 @@ def _decide(
     if math.prod(leaf.shape) == 0:
         return make("unfit", "no elements")
     settings = Settings(**chosen)
-    if obstacles and not (settings.dequantize and leaf.ndim > 1):
-        first = obstacles[0]
-        where = ", ".join(sorted({o.primitive for o in obstacles}))
+    # what another platform computes as a product is decoded where this one does not
+    hard = [o for o in obstacles if not (o.alternative and sites)]
+    if hard and not (settings.dequantize and leaf.ndim > 1):
+        first = hard[0]
+        where = ", ".join(sorted({o.primitive for o in hard}))
         if not sites and leaf.ndim < 2:
             return make("unfit", f"a vector, used by {where}", first.source)
         return make("blocked", f"needed as an array by {where}", first.source)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.array_types import materialize, nbytes
@@ -245,11 +246,19 @@ def _require_finite(named: Mapping[str, Any], decisions: Sequence[Decision]) -> 
     for decision in decisions:
         if decision.status == "changed":
             leaf = materialize(named[decision.path])
-            if bad := int(nonfinite(leaf)):
+            if bad := _nonfinite(leaf):
                 problems.append(f"{decision.path}: {bad} of {leaf.size} values are not finite")
     if problems:
         advice = "Mend them, or ignore these parameters by a rule."
         raise InputError(listing("quantize: weights that are NaN or infinite:", problems, advice))
+
+
+def _nonfinite(leaf: Any) -> int:
+    """Return how many values are not finite; on CPUs without compiling for each shape."""
+    devices = getattr(leaf, "devices", set)()
+    if all(device.platform == "cpu" for device in devices):
+        return leaf.size - int(np.count_nonzero(np.isfinite(np.asarray(leaf))))
+    return int(nonfinite(leaf))
 
 
 def _update(model: Model, state: QuantizeState, options: Any) -> Model:
