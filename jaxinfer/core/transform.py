@@ -6,13 +6,13 @@
     transform(model, *data) = update(model, init(model, *data))
 
 ``chain`` composes them: each ``init`` sees the model as those before it left it. Stages keep
-the order legal: what casts comes before what folds, prunes and quantizes.
+the order legal: what casts and folds comes before what prunes, and that before what quantizes.
 Source: the interface of optax, https://optax.readthedocs.io.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxinfer.core.errors import InputError
@@ -23,7 +23,8 @@ TRANSFORMS: RuleTable[Callable[..., Any]] = RuleTable("transform")
 """Functions that make transforms, by the names under which ``jaxinfer`` has them."""
 
 STAGES = ("cast", "fold", "smooth", "prune", "quantize", "shard")
-"""The legal order of transforms; a model that has been through one takes none before it."""
+"""The legal order of transforms; a model that has been through one takes none before it, but
+``cast`` and ``fold`` may come in either order (folding first rounds once less)."""
 
 
 class Transform(NamedTuple):
@@ -32,7 +33,8 @@ class Transform(NamedTuple):
     Attributes:
       init: ``init(model, *data) -> state``, a pytree.
       update: ``update(model, state) -> model``.
-      stage: its place in ``STAGES``, or "" for one that may stand anywhere.
+      stage: its place in ``STAGES``, of a chain all of its places, or "" for one that may stand
+        anywhere.
       apply: what calling it does, where that is cheaper than ``init`` and ``update``.
 
     Example:
@@ -73,10 +75,11 @@ def chain(*transforms: Transform) -> Transform:
     >>> chain(identity(), chain()).init(None)
     ((), ())
     """
-    last = ""
+    stages: list[str] = []
     for each in transforms:
-        _require_order(last, each.stage)
-        last = each.stage or last
+        for stage in each.stage.split(" ") if each.stage else ():
+            _require_order(stages, stage)
+            stages.append(stage)
 
     def init(model: Model, *data: Any) -> tuple[Any, ...]:
         states = []
@@ -97,7 +100,7 @@ def chain(*transforms: Transform) -> Transform:
             model = each(model, *data)
         return model
 
-    return Transform(init, update, last, apply)
+    return Transform(init, update, " ".join(stages), apply)
 
 
 def staged(model: Model, stage: str) -> Model:
@@ -107,19 +110,25 @@ def staged(model: Model, stage: str) -> Model:
       InputError: it has been through a later one, or through this one.
     """
     done = list(model.provenance.get("stages", ()))
-    _require_order(done[-1] if done else "", stage)
+    _require_order(done, stage)
     return model.replace(provenance={**model.provenance, "stages": [*done, stage]})
 
 
-def _require_order(last: str, stage: str) -> None:
-    for name in (last, stage):
-        if name and name not in STAGES:
+def _require_order(done: Sequence[str], stage: str) -> None:
+    for name in (*done, stage):
+        if name not in STAGES:
             raise ValueError(f"stage: required one of {', '.join(STAGES)}, got {name!r}")
-    if not last or not stage or STAGES.index(last) < STAGES.index(stage):
-        return
-    order = ", ".join(STAGES)
-    if last == stage:
+    if stage in done:
         raise InputError(
             f"{stage}: this model has been through it already; start from the one before it"
         )
-    raise InputError(f"{stage} after {last}: the legal order is {order}")
+    later = [name for name in done if _rank(name) > _rank(stage)]
+    if later:
+        order = ", ".join(STAGES)
+        raise InputError(
+            f"{stage} after {later[-1]}: the legal order is {order}; fold may come before cast"
+        )
+
+
+def _rank(stage: str) -> int:
+    return max(0, STAGES.index(stage) - 1)  # cast and fold are of one rank

@@ -72,7 +72,8 @@ def test_an_illegal_order(first, second, word):
 def test_a_legal_order():
     stages = ("cast", "fold", "prune", "quantize")
     whole = chain(*(scale_by_data([], stage) for stage in stages))
-    assert whole.stage == "quantize"
+    assert whole.stage == "cast fold prune quantize"
+    assert chain(*(scale_by_data([], stage) for stage in ("fold", "cast", "quantize"))).stage
     assert whole(model(), 1.0).provenance["stages"] == list(stages)
     with pytest.raises(ValueError, match="required one of"):
         chain(scale_by_data([], "quantise"), identity(), scale_by_data([], "cast"))
