@@ -5,6 +5,7 @@ may be narrower than the *declared* one of the trace:
 
     product      operands rounded to the compute dtype, summed in float32, rounded once to the
                  compute dtype; ``precision`` is reset, since it says how float32 is multiplied
+                 (``_sums_in_float32`` says which are summed in float32 by XLA's own choice)
     elementwise  in the widest actual dtype of its float operands, at least the compute dtype
     move         in the widest actual dtype: nothing is rounded
     island       in the declared dtype, and gives it (softmax, norms, sums, exp, log, powers)
@@ -197,11 +198,17 @@ class Caster:
 def _sums_in_float32(eqn: Any, compute: Any) -> bool:
     """Return whether a product is to give float32, to be rounded by an equation of its own.
 
-    XLA on CPU has no kernel for bf16 x bf16 = f32 where there are batch axes and the left
-    operand is contracted over other axes than its last (jax 0.10.1, measured: 4 layouts of 36,
-    "Unsupported element type for DotThunk"). ``vmap`` adds batch axes, so all of the latter
-    give bfloat16 at once; XLA sums them in float32 as well (measured: bit for bit).
+    The others give the compute dtype at once; XLA sums them in float32 as well (measured on
+    CPU: bit for bit the same, bfloat16 and float16, of 1536 and 4096 terms). They are
+
+    * convolutions: the derivative of one that gives another dtype than its operands' is refused
+      by jax before 0.10;
+    * bf16 x bf16 = f32 with batch axes, the left operand contracted over other axes than its
+      last: XLA on CPU has no kernel for some (jax 0.10.1, measured: 4 layouts of 36,
+      "Unsupported element type for DotThunk"). ``vmap`` adds batch axes.
     """
+    if eqn.primitive.name == "conv_general_dilated":
+        return False
     if eqn.primitive.name != "dot_general" or compute != jnp.bfloat16:
         return True
     (contracting, _), (batch, _) = eqn.params["dimension_numbers"]
