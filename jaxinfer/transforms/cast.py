@@ -34,9 +34,9 @@ from jaxinfer.core.leaves import leaves as named_leaves
 from jaxinfer.core.leaves import map_leaves
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
+from jaxinfer.core.rewrites import REWRITES
 from jaxinfer.core.selectors import Rule
 from jaxinfer.core.transform import TRANSFORMS, Transform, staged
-from jaxinfer.io.artefact import REWRITES
 from jaxinfer.numerics.masks import Masked
 from jaxinfer.transforms._cast_overflow import find_overflow
 from jaxinfer.transforms._cast_plan import (

@@ -112,7 +112,7 @@ def prune(
     if isinstance(key, int):
         key = jax.random.key(key)
 
-    def init(model: Model) -> dict[str, Array]:
+    def init(model: Model, *data: Any) -> dict[str, Array]:
         staged(model, "prune")
         choices, _ = _prune_plan.plan(model, asked)
         return masks_for(model, choices)
@@ -162,7 +162,7 @@ def prune(
         provenance = {**with_audit(marked.provenance, audit), "prune": record}
         return marked.replace(params=with_leaves(model.params, made), provenance=provenance)
 
-    def apply(model: Model) -> Model:
+    def apply(model: Model, *data: Any) -> Model:
         """Plan once, where ``init`` and ``update`` have to each."""
         staged(model, "prune")
         choices, rest = _prune_plan.plan(model, asked)
