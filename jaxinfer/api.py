@@ -261,3 +261,30 @@ def load(path: Any) -> Model:
     from jaxinfer.io.artefact import load as read
 
     return read(path)
+
+
+def save_calibration(stats: Mapping[str, Any], path: Any, *, overwrite: bool = False) -> None:
+    """Write the statistics of ``jaxinfer.calibrate`` to a file, for ``quantize(stats=...)``.
+
+    Args:
+      stats: {parameter: statistics}.
+      path: the safetensors file to make.
+      overwrite: replace a file that is there.
+
+    Raises:
+      ArtefactError: the path is taken or cannot be written; nothing is left.
+    """
+    from jaxinfer.io.calibration import save_calibration as write
+
+    write(stats, path, overwrite=overwrite)
+
+
+def load_calibration(path: Any) -> dict[str, Any]:
+    """Read what ``save_calibration`` has written, bit for bit.
+
+    Raises:
+      ArtefactError: no such file, damaged, or not of calibration.
+    """
+    from jaxinfer.io.calibration import load_calibration as read
+
+    return read(path)
