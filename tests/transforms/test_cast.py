@@ -1,6 +1,5 @@
 """cast: near the float32 numbers, products in half precision, islands in float32."""
 
-import collections
 import functools
 
 import jax
@@ -11,21 +10,27 @@ import pytest
 from jax import lax
 
 import jaxinfer as ji
-from jaxinfer.core._compat import subjaxprs
 from jaxinfer.core.errors import InputError, InputTypeError
 from jaxinfer.core.model import Model
-from jaxinfer.core.multi import MultiProgram
 from jaxinfer.core.program import FunctionProgram
 from jaxinfer.core.selectors import rule
-from jaxinfer.core.signature import LeafSpec, Signature
-from jaxinfer.core.structure import LEAF
 from jaxinfer.core.transform import TRANSFORMS
-from jaxinfer.io.artefact import REWRITES
 from jaxinfer.numerics.masks import Masked
 from jaxinfer.numerics.qtensor import QTensor
 from jaxinfer.transforms._cast_rules import CLASSES
-from jaxinfer.transforms.cast import CastRewrite, Policy, cast
+from jaxinfer.transforms.cast import Policy, cast
 from tests.laws.programs import PROGRAMS
+from tests.transforms.casting import (
+    UNIT,
+    cast_of,
+    dtypes,
+    equations,
+    error,
+    linear,
+    model_of,
+    normal,
+    products,
+)
 
 NAMES = (
     *("matmul", "left", "batched", "einsum_three", "concatenated", "tied", "indexed", "experts"),
@@ -34,9 +39,6 @@ NAMES = (
     *("qkv_split", "checkpointed", "vmap_both", "sharded", "ragged_dot", "opaque_solve"),
     *("random_key", "inner_grad", "platforms"),
 )
-UNIT = {"bf16": 2.0**-8, "f16": 2.0**-11}
-"""Half the distance of neighbours, relative: the error of one rounding."""
-
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -46,59 +48,6 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-@functools.cache
-def model_of(name):
-    row = PROGRAMS[name]
-    return ji.from_function(row.fn, row.params(), row.inputs(2))
-
-
-@functools.cache
-def cast_of(name, policy="bf16"):
-    return cast(policy)(model_of(name))
-
-
-def linear(fn=None, **params):
-    """A model of x[2, 3] whose parameters are arrays."""
-    params = params or {"w": normal(3, 5), "v": normal(5, 4)}
-    fn = fn or (lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"])
-    return ji.from_function(fn, params, (normal(2, 3),))
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), "float32")
-
-
-def error(got, want):
-    """Return the largest error, relative to the largest value of its leaf."""
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    return max(
-        np.abs(np.asarray(g, "f8") - np.asarray(w, "f8")).max() / np.abs(np.asarray(w, "f8")).max()
-        for g, w in pairs
-    )
-
-
-def equations(model, *inputs):
-    """Yield all equations of a model, those in loops and branches too."""
-    todo = [jax.make_jaxpr(model.apply)(model.params, *inputs).jaxpr]
-    while todo:
-        for eqn in todo.pop().eqns:
-            yield eqn
-            todo += subjaxprs(eqn.params)
-
-
-def products(model, *inputs):
-    """Return how many products there are by the dtypes of their operands."""
-    return collections.Counter(
-        "*".join(var.aval.dtype.name for var in eqn.invars[:2])
-        for eqn in equations(model, *inputs)
-        if CLASSES.get(eqn.primitive.name) == "product"
-    )
-
-
-def dtypes(tree):
-    return [leaf.dtype.name for leaf in jax.tree.leaves(tree)]
 
 
 # Numbers.
@@ -449,193 +398,3 @@ def test_state_keeps_its_dtype():
     assert (entry.status, "the model changes it" in entry.why) == ("unfit", True)
     with pytest.raises(InputError, match=r"output=bfloat16: this model gives back .*\(total\)"):
         cast("bf16,output=bf16".replace("bf16,", "params=bf16,"))(model)
-
-
-# Models of other kinds, on disk.
-
-
-def test_json():
-    half = cast("params=bf16,compute=f16,output=f32", rules=[rule("v", compute="f32")])(linear())
-    (rewrite,) = half.rewrites
-    again = REWRITES["cast"].from_json(rewrite.to_json())
-    assert again == rewrite
-    assert hash(again) == hash(rewrite)
-    copy = half.replace(rewrites=(again,))
-    x = normal(2, 3)
-    assert (np.asarray(copy(x)) == np.asarray(half(x))).all()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"declared": []},
-        {"declared": {"w": "int8"}},
-        {"computes": {"w": "float33"}},
-        {"policy": {"params": "bf17"}},
-        {"policy": {"parms": "bf16"}},
-    ],
-)
-def test_malformed_json(change):
-    (rewrite,) = cast("bf16")(linear()).rewrites
-    with pytest.raises((ValueError, TypeError)):
-        CastRewrite.from_json({**rewrite.to_json(), **change})
-
-
-def save_and_load(model, path):
-    model.save(path)
-    return ji.load(path)
-
-
-def test_a_function_is_saved_and_loaded(tmp_path):
-    half, x = cast_of("attention"), PROGRAMS["attention"].inputs(2)
-    again = save_and_load(half, tmp_path / "half")
-    assert set(dtypes(again.params)) == {"bfloat16"}
-    assert (np.asarray(again(*x)) == np.asarray(half(*x))).all()
-    assert str(again.audit()["cast"]) == str(half.audit()["cast"])
-    with pytest.raises(InputError, match="cast: this model has been through it already"):
-        cast("bf16")(again)
-
-
-def test_a_program_is_saved_with_its_rewrite(tmp_path):
-    """StableHLO takes its parameters as it was exported: what is in it cannot be cast."""
-    stored = save_and_load(linear(), tmp_path / "stored")
-    half, x = cast("bf16", strict=True)(stored), normal(2, 3)
-    assert all("takes it in float32" in entry.why for entry in half.audit()["cast"])
-    again = save_and_load(half, tmp_path / "half")
-    assert again.rewrites == half.rewrites
-    assert again.provenance["cast"] == half.provenance["cast"]
-    assert (np.asarray(again(x)) == np.asarray(half(x))).all()
-    assert error(half(x), stored(x)) < 3 * UNIT["bf16"]
-
-
-def test_components():
-    signature = Signature(("x",), 1, (LEAF,), (LeafSpec("x", (2, 3), "float32"),))
-    first = FunctionProgram(lambda p, x: x @ p["w"], signature)
-    second = FunctionProgram(lambda p, x: jnp.tanh(x) @ p["w"] @ p["v"], signature)
-    params = {"w": normal(3, 5), "v": normal(5, 4)}
-    model = Model(MultiProgram({"first": first, "second": second}), params)
-    half = cast("bf16", rules=[rule("v", compute="f32")])(model)
-    x = normal(2, 3)
-    for name, count in (("first", 1), ("second", 2)):
-        one = half.components[name]
-        assert sum(products(one, x).values()) == count
-        assert error(one(x), model.components[name](x)) < 4 * UNIT["bf16"]
-    with pytest.raises(InputError, match="calibration data for a model of several components"):
-        cast("f16")(model, [x])
-
-
-def test_without_example_inputs():
-    model = ji.from_function(lambda p, x: x @ p["w"], {"w": normal(3, 5)})
-    half = cast("bf16", rules=[rule("w", compute="f32")])(model)
-    assert products(half, normal(2, 3)) == {"float32*float32": 1}
-
-
-def test_a_random_key_passes_through():
-    def run(params, leaves, key):
-        return [leaves[0] @ params["w"] + jax.random.normal(key, (2, 5))]
-
-    half = CastRewrite(Policy("bf16"), (("w", "float32"),)).apply(run)
-    w, x, key = normal(3, 5), normal(2, 3), jax.random.key(1)
-    got = half({"w": w.astype("bfloat16")}, [x], key)
-    assert error(got, run({"w": w}, [x], key)) < 3 * UNIT["bf16"]
-
-
-# float16.
-
-
-def layered(p, x):
-    y = jnp.tanh(x) @ p["w"]
-    z, _ = lax.scan(lambda c, v: (jnp.tanh(c @ v), None), y, p["v"])
-    return (x @ p["u"]) * 1e-3 + z
-
-
-def overflowing():
-    params = {"w": normal(3, 5), "v": normal(2, 5, 5), "u": normal(3, 5) + 300}
-    return ji.from_function(layered, params, (normal(2, 3),))
-
-
-def test_overflow_is_found():
-    batches = [jnp.ones((2, 3)), jnp.full((2, 3), 100.0), jnp.full((4, 3), 1000.0)]
-    half = cast("f16")(overflowing(), batches)
-    (found,) = half.provenance["cast"]["overflow"]
-    assert (found["primitive"], found["what"]) == ("dot_general", "result")
-    assert (found["batch"], found["batches"]) == (2, 2)
-    assert found["parameters"] == ["u"]
-    want = np.abs(np.asarray(batches[2], "f8") @ np.asarray(overflowing().params["u"], "f8")).max()
-    assert found["largest"] == pytest.approx(want, rel=1e-5)
-    assert "test_cast.py" in found["source"]
-    assert "(layered)" in found["source"]
-    entry = next(e for e in half.audit()["cast"] if e.path == "u")
-    assert "dot_general result: up to 9.0" in entry.why.replace("8.9", "9.0")
-    assert entry.source == found["source"]
-    assert not np.isfinite(np.asarray(half(batches[2]))).all(), "the finding is true"
-    with pytest.raises(InputError, match=r"overflows on the calibration data:\n.*dot_general"):
-        cast("f16", strict=True)(overflowing(), batches)
-
-
-def test_overflow_is_not_found_where_there_is_none():
-    batches = [jnp.ones((2, 3)), jnp.full((2, 3), 1000.0)]
-    half = cast("f16", strict=True)(overflowing(), batches[:1])
-    assert half.provenance["cast"]["overflow"] == []
-    kept = cast("f16", rules=[rule("u", compute="f32")], strict=True)(overflowing(), batches)
-    assert error(kept(batches[1]), overflowing()(batches[1])) < 5 * UNIT["f16"]
-    assert cast("bf16", strict=True)(overflowing(), batches)(batches[1]).dtype == "float32"
-
-
-@pytest.mark.parametrize(
-    ("fn", "primitive", "what"),
-    [
-        (lambda p, x: (x * 1e5) @ p["w"], "dot_general", "operand 0"),
-        (lambda p, x: x @ p["w"] * 1e4 * 1e4, "mul", "result"),
-        (lambda p, x: lax.fori_loop(0, 9, lambda i, x: x @ p["w"], x), "dot_general", "result"),
-        (lambda p, x: lax.cond(x[0, 0] > 0, lambda: x @ p["w"] * 4e4, lambda: x), "mul", "result"),
-    ],
-)
-def test_overflow_within(fn, primitive, what):
-    model = ji.from_function(fn, {"w": jnp.full((3, 3), 3.0)}, (jnp.ones((2, 3)),))
-    found = cast("f16").init(model, [(jnp.ones((2, 3)),)])["overflow"]
-    assert (primitive, what) in {(one["primitive"], one["what"]) for one in found}
-
-
-def test_output_overflow():
-    model = linear(lambda p, x: x @ p["w"] * 1e6, w=normal(3, 5))
-    transform = cast("params=bf16,compute=bf16,output=f16")
-    (found,) = transform.init(model, [normal(2, 3)])["overflow"]
-    assert (found["primitive"], found["what"]) == ("output", "0")
-
-
-def test_weights_that_do_not_fit_stay():
-    params = {"w": normal(3, 5) * 1e5, "v": normal(5, 4) * jnp.array([1, 1e-8, 1, 1])}
-    fn = lambda p, x: jnp.tanh(x @ p["w"] * 1e-5) @ p["v"]
-    model = linear(fn, **params)
-    half = cast("f16")(model)
-    assert dtypes(half.params) == ["float16", "float32"]
-    by_path = {entry.path: entry for entry in half.audit()["cast"]}
-    assert by_path["w"].status == "blocked"
-    assert "overflow float16" in by_path["w"].why
-    assert "of 20 values become 0" in by_path["v"].why
-    assert error(half(normal(2, 3)), model(normal(2, 3))) < 4 * UNIT["f16"]
-    with pytest.raises(InputError, match=r"w: \d+ values, up to"):
-        cast("f16", strict=True)(model)
-    largest = jnp.full((3, 5), jnp.finfo("float32").min)
-    assert cast("bf16").init(linear(**params | {"w": largest}))["parameters"]["w"]["overflow"] == 15
-
-
-def test_bad_data():
-    with pytest.raises(InputError, match="at most one iterable of batches, got 2"):
-        cast("f16")(linear(), [normal(2, 3)], [normal(2, 3)])
-    for policy in ("f16", "bf16"):
-        with pytest.raises(InputError, match="the calibration data hold no batch"):
-            cast(policy)(linear(), [])
-
-
-def test_state_is_a_plain_pytree_and_update_is_deterministic():
-    model = overflowing()
-    transform = cast("f16")
-    state = transform.init(model, [jnp.full((2, 3), 1000.0)])
-    assert all(isinstance(leaf, (str, int, float)) for leaf in jax.tree.leaves(state))
-    one, two = transform.update(model, state), transform.update(model, state)
-    assert one.rewrites == two.rewrites
-    assert one.provenance == two.provenance
-    assert model.rewrites == ()
-    assert dtypes(model.params) == ["float32"] * 3
