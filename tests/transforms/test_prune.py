@@ -96,10 +96,9 @@ def test_what_is_pruned_and_what_is_not():
 
 def test_anywhere_prunes_all_of_them_and_is_right():
     model = mlp()
-    rules = [rule("steps|unused", ignore=True), rule(".*", anywhere=True)]
+    rules = [rule("table|gain|mixed", anywhere=True), rule(".*w", ignore=True)]
     pruned = prune(rules=rules, sparsity=0.25)(model)
-    found = statuses(pruned)
-    assert [path for path, status in found.items() if status != "changed"] == ["steps", "unused"]
+    assert set(masks(pruned)) == {"table", "gain", "mixed"}
     assert_pruned_function(model, pruned, jnp.array([[0, 3, 10]]))
 
 
@@ -129,12 +128,10 @@ def scanned(w, x):
 NM = {
     "x @ w": (lambda w, x: x @ w, (8, 5), (3, 8), 0),
     "x @ w.T": (lambda w, x: x @ w.T, (5, 8), (3, 8), 1),
-    "w @ x": (lambda w, x: w @ x, (5, 8), (8, 3), 1),
     "hwio": (conv(("NHWC", "HWIO", "NHWC")), (3, 3, 8, 6), (2, 4, 5, 8), 2),
     "oihw": (conv(("NCHW", "OIHW", "NCHW")), (6, 8, 3, 3), (2, 8, 4, 5), 1),
     "scan": (scanned, (3, 8, 8), (2, 8), 1),
     "vmap": (lambda w, x: jax.vmap(jnp.dot, (0, 0))(x, w), (3, 8, 5), (3, 2, 8), 1),
-    "heads": (lambda w, x: jnp.einsum("btd,dnh->btnh", x, w), (8, 4, 4), (2, 3, 8), 0),
 }  # fmt: skip
 
 
@@ -373,9 +370,7 @@ def test_components_are_pruned_together():
         assert_pruned_function(model.components[name], part, normal(2, 8, seed=2))
 
 
-@pytest.mark.parametrize(
-    "name", ["mixed", "both_ways", "conv_turned", "linen_scan", "ragged_dot", "heads_split"]
-)
+@pytest.mark.parametrize("name", ["both_ways", "conv_turned", "linen_scan", "heads_split"])
 def test_programs(name):
     program = PROGRAMS[name]
     inputs = program.inputs(3, 0)

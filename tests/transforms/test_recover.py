@@ -345,6 +345,26 @@ def test_importing_jaxinfer_imports_no_optax():
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_a_converted_model_that_samples_and_changes_its_buffers():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(8, 12), torch.nn.BatchNorm1d(12), torch.nn.Dropout(0.1))
+    module = torch.nn.Sequential(*layers, torch.nn.Linear(12, 3)).train()
+    x = torch.randn(16, 8)
+    model = prune(pattern="2:4")(ji.from_torch(module, (x,)))
+    with pytest.raises(InputError, match=r"this model samples: pass key="):
+        recover(model, [(x, 0)], mse, tx=optax.sgd(0.1))
+    batch, found = (x, x[:, :3]), []
+    better = recover(
+        model, [batch], mse, tx=optax.adam(1e-2), steps=30, key=jax.random.key(0),
+        progress=lambda done, total, loss: found.append(loss),
+    )  # fmt: skip
+    assert found[-1] < 0.6 * found[0]
+    jax.tree.map(np.testing.assert_array_equal, masks(better), masks(model))
+    why = {entry.path: entry.why for entry in better.audit()["recover"]}
+    assert why["1.running_mean"] == "a buffer"
+
+
 def test_leaves_of_a_nested_tree_train(task):
     _, data = task
     params = {"block": {"layers": [jnp.full((8, 4), 0.1), jnp.zeros(4)]}}
