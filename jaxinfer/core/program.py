@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -226,7 +227,7 @@ def param_names(params: Any) -> list[str]:
     """
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     names = [_leaf_name(path) or "value" for path in paths]
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(names).items() if count > 1)
     if doubled:
         raise ValueError(listing("leaf paths that collide when joined by '.':", doubled))
     return names
