@@ -118,14 +118,14 @@ def prune(
         return masks_for(model, choices)
 
     def masks_for(model: Model, choices: Mapping[str, Choice]) -> dict[str, Array]:
-        named = leaves(model.params)
-        weights = {path: jnp.asarray(named[path]) for path in choices}
-        shapes = {path: weight.shape for path, weight in weights.items()}
-        given = _prune_masks.user_scores(scores, choices, shapes)
-        _require_numbers(weights, given)
         if not choices:
             return {}
+        named = leaves(model.params)
         with x64_scope(x64_of(model.program)):
+            weights = {path: jnp.asarray(named[path]) for path in choices}
+            shapes = {path: weight.shape for path, weight in weights.items()}
+            given = _prune_masks.user_scores(scores, choices, shapes)
+            _require_numbers(weights, given)
             found = {
                 path: _prune_masks.scores_of(path, choice, weights[path], key, given)
                 for path, choice in choices.items()
@@ -145,7 +145,8 @@ def prune(
             raise InputError(
                 f"prune: the masks are for other parameters than this model has to prune: {odd}"
             )
-        made = {path: Masked.create(named[path], state[path], path=path) for path in choices}
+        with x64_scope(x64_of(model.program)):
+            made = {path: Masked.create(named[path], state[path], path=path) for path in choices}
         entries = [
             Entry(path, "changed", _why(choice, made[path].mask), "", nbytes(named[path]),
                   nbytes(made[path]))
@@ -370,7 +371,8 @@ def finalize(model: Model, *, compress: bool = False) -> Model:
         if not isinstance(leaf, Masked):
             entries.append(Entry(path, "unfit", "has no mask", "", nbytes(leaf), nbytes(leaf)))
             continue
-        changes[path], why = _final(path, leaf, record.get(path), compress)
+        with x64_scope(x64_of(model.program)):
+            changes[path], why = _final(path, leaf, record.get(path), compress)
         entries.append(Entry(path, "changed", why, "", nbytes(leaf), nbytes(changes[path])))
     provenance = with_audit(model.provenance, Audit("finalize", tuple(entries)))
     return model.replace(params=with_leaves(model.params, changes), provenance=provenance)

@@ -132,7 +132,8 @@ def recover(
     if model.program.random and key is None:
         raise InputError("recover: this model samples: pass key=jax.random.key(0)")
     named = leaves(model.params)
-    fixed = _fixed(model, named, trainable)
+    with x64_scope(x64_of(model.program)):
+        fixed = _fixed(model, named, trainable)
     own = [path for path in named if path not in fixed]
     if not own:
         why = "; ".join(f"{path}: {reason}" for path, (_, reason) in list(fixed.items())[:5])
@@ -163,10 +164,10 @@ def recover(
             path: kinds.trained(each, named[path], masks.now.get(path))
             for path, each in values.items()
         }
-    entries = [
-        Entry(path, "changed", _how(leaf, path in held), "", nbytes(named[path]), nbytes(leaf))
-        for path, leaf in changes.items()
-    ]
+        entries = [
+            Entry(path, "changed", _how(leaf, path in held), "", nbytes(named[path]), nbytes(leaf))
+            for path, leaf in changes.items()
+        ]
     for path, (status, why) in fixed.items():
         entries.append(Entry(path, status, why, "", nbytes(named[path]), nbytes(named[path])))
     audit = Audit("recover", merged(entries, list(named)))
@@ -187,8 +188,10 @@ def _held(model: Model, named: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _how(leaf: Any, held: bool) -> str:
+    if not held:
+        return kinds.how(leaf)
     mask = leaf.mask if isinstance(leaf, Masked) else materialize(leaf) != 0
-    return kinds.how(leaf) + (f", {zero_text(mask)}" if held else "")
+    return f"{kinds.how(leaf)}, {zero_text(mask)}"
 
 
 def _checked(

@@ -365,6 +365,19 @@ def test_a_converted_model_that_samples_and_changes_its_buffers():
     assert why["1.running_mean"] == "a buffer"
 
 
+def test_a_model_in_64_bits_stays_so():
+    torch = pytest.importorskip("torch")
+    x = torch.randn(6, 8, dtype=torch.float64)
+    model = ji.from_torch(torch.nn.Linear(8, 4).double(), (x,), x64=True)
+    pruned = prune(pattern="2:4")(model)
+    better = recover(pruned, [(x, model(x))], mse, tx=optax.sgd(0.1), steps=3)
+    for made in (pruned, better, finalize(pruned), finalize(better, compress=True)):
+        assert all(leaf.dtype == np.float64 for leaf in leaves(made.params).values())
+    np.testing.assert_array_equal(finalize(pruned)(x), pruned(x))
+    gap = lambda made: np.square(np.asarray(made(x)) - np.asarray(model(x))).mean()
+    assert gap(better) < gap(pruned)
+
+
 def test_leaves_of_a_nested_tree_train(task):
     _, data = task
     params = {"block": {"layers": [jnp.full((8, 4), 0.1), jnp.zeros(4)]}}
