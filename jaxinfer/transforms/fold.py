@@ -45,6 +45,7 @@ from jaxinfer.core.selectors import Rule, resolve
 from jaxinfer.core.trace import example_sizes, input_structs, trace
 from jaxinfer.core.transform import TRANSFORMS, Transform, staged
 from jaxinfer.transforms import _fold_params
+from jaxinfer.transforms._data import batches
 from jaxinfer.transforms._fold_make import Options, make, origins
 from jaxinfer.transforms._fold_match import Found, analyse, match
 from jaxinfer.transforms._fold_plan import Plan, misfit
@@ -57,7 +58,8 @@ def fold(
 ) -> Transform:
     """Return the transform that folds linear maps and computes on parameters once.
 
-    Its state is the plan, plain data, made from shapes alone; it takes no calibration data.
+    Its state is the plan, plain data, made from shapes alone. It needs no calibration data; for
+    a model that was made without example inputs, it takes the shapes of a batch.
 
     Args:
       rules: which parameters to leave as they are (``rule(pattern, ignore=True)``).
@@ -84,14 +86,15 @@ def fold(
     """
 
     def init(model: Model, *data: Any) -> dict[str, Any]:
-        del data
         _require_one(model)
         with x64_scope(x64_of(model.program)):
             frozen = [*_ignored(model, rules), *_mutated(model)]
-            traces = _traces(model, frozen)
+            example = _example(model, data)
+            traces = _traces(model, frozen, _structs(example))
             options = Options(merge, compose, pinned=not model.program.fixed)
             plan, left = make(traces, list(dict.fromkeys(frozen)), options)
-        return {"plan": plan.to_json(), "left": {path: list(why) for path, why in left.items()}}
+        reasons = {path: list(why) for path, why in left.items()}
+        return {"plan": plan.to_json(), "left": reasons, "example": example}
 
     def update(model: Model, state: Mapping[str, Any]) -> Model:
         _require_one(model)
@@ -99,7 +102,7 @@ def fold(
         marked = staged(model, "fold")
         old = leaves(model.params)
         with x64_scope(x64_of(model.program)):
-            found = _found(model, plan.frozen, None)
+            found = _found(model, plan.frozen, _structs(state.get("example")))
             matched = match(found, plan)
             if matched.problems:
                 raise misfit(list(matched.problems.values()))
@@ -154,31 +157,55 @@ def _found(model: Model, frozen: Sequence[str], example: Sequence[Any] | None) -
     return analyse(traced.jaxpr, traced.consts, traced.paths, frozenset(frozen))
 
 
-def _traces(model: Model, frozen: Sequence[str]) -> list[Found]:
-    """Return the function at one or two sizes of its inputs, as far as it may have several."""
-    found = [_found(model, frozen, None)]
+def _example(model: Model, data: tuple[Any, ...]) -> list[list[Any]] | None:
+    """Return shapes and dtypes of the first batch, for a model that was made without inputs."""
+    if not model.signature.open or not data:
+        return None
+    batch = next(batches(model, data, "fold"))
+    if any(not hasattr(value, "dtype") for value in batch):
+        raise InputError(
+            "fold: a model that was made without example inputs is folded at the shapes of a "
+            "batch of arrays; give from_function example_inputs for inputs of other structure"
+        )
+    return [[list(value.shape), str(value.dtype)] for value in batch]
+
+
+def _structs(example: Sequence[Any] | None) -> list[Any] | None:
+    if example is None:
+        return None
+    return [jax.ShapeDtypeStruct(tuple(shape), dtype) for shape, dtype in example]
+
+
+def _traces(model: Model, frozen: Sequence[str], example: list[Any] | None) -> list[Found]:
+    """Return the function at the sizes of its example, and at others as far as it has any."""
+    found = [_found(model, frozen, example)]
+    for other in _others(model, example):
+        try:
+            found.append(_found(model, frozen, other))
+        except Exception:  # the function, at sizes that may be none of its own
+            continue
+    return found
+
+
+def _others(model: Model, example: list[Any] | None) -> list[list[Any]]:
+    """Return inputs of other sizes: other symbols, or for any function other first axes."""
     if model.program.fixed:
         sizes = {
             name: _other(size, *model.signature.symbols[name])
             for name, size in example_sizes(model).items()
         }
-        if sizes:
-            found.append(_found(model, frozen, input_structs(model, sizes)))
-        return found
-    given = input_structs(model)
-    firsts = {v.shape[0] for v in given if hasattr(v, "shape") and v.shape}
-    for size in sorted(firsts):
-        example = [
+        return [input_structs(model, sizes)] if sizes else []
+    given = input_structs(model) if example is None else example
+    first = {v.shape[0] for v in given if getattr(v, "shape", ())}
+    return [
+        [
             jax.ShapeDtypeStruct((size + 3, *v.shape[1:]), v.dtype)
-            if hasattr(v, "shape") and v.shape and v.shape[0] == size
+            if getattr(v, "shape", ()) and v.shape[0] == size
             else v
             for v in given
         ]
-        try:
-            found.append(_found(model, frozen, example))
-        except Exception:  # the user's function, at a size that may be none of its own
-            continue
-    return found
+        for size in sorted(first)
+    ]
 
 
 def _other(size: int, low: int, high: int | None) -> int:

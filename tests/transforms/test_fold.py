@@ -751,6 +751,91 @@ def test_it_is_a_stage():
         fold()(folded)
 
 
+def test_a_model_without_example_inputs_takes_a_batch():
+    params = {"w": rand(7, 5), "g": rand(5, seed=1)}
+    model = ji.from_function(lambda p, x: x @ p["w"] * p["g"], params)
+    with pytest.raises(InputError, match="without example inputs"):
+        fold()(model)
+    folded = fold()(model, [rand(2, 7)])
+    assert groups(folded) == [("affine", "w")]
+    assert_same(folded, model, rand(4, 7))
+    nested = ji.from_function(lambda p, x: x["x"] @ p["w"] * p["g"], params)
+    with pytest.raises(InputError, match="a batch of arrays"):
+        fold()(nested, [({"x": rand(2, 7)},)])
+
+
+EDGES = {
+    "no parameters": (lambda p, x: x * 2, {}, []),
+    "one parameter": (lambda p, x: x @ p * 2.0, (7, 5), ["value"]),
+    "no outputs": (lambda p, x: x @ p["w"] * p["g"], {"w": (7, 0), "g": (0,)}, ["g", "w"]),
+    "one output": (lambda p, x: x @ p["w"] * p["g"], {"w": (7, 1), "g": (1,)}, ["w"]),
+    "a vector": (lambda p, x: x @ p["w"] * p["g"], {"w": (7,), "g": ()}, ["w"]),
+    "remat": (
+        jax.checkpoint(lambda p, x: x @ p["w"] * p["g"]),
+        {"w": (7, 5), "g": (5,)},
+        ["w"],
+    ),
+    "a result twice": (lambda p, x: (x @ p["w"] * p["g"],) * 2, {"w": (7, 5), "g": (5,)}, ["w"]),
+    "a parameter as it is": (
+        lambda p, x: (jnp.exp(p["w"]), p["w"]),
+        {"w": (7,)},
+        ["w", "w.folded"],
+    ),
+    "a derivative": (
+        jax.grad(lambda p, x: jnp.tanh(x @ p["w"] * p["g"]).sum(), 1),
+        {"w": (7, 5), "g": (5,)},
+        ["g", "w"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_edges(case):
+    fn, shapes, names = EDGES[case]
+    params = jax.tree.map(lambda s: rand(*s), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    model = model_of(fn, params, rand(3, 7))
+    folded = fold()(model)
+    assert sorted(folded.params) == names
+    if 0 not in folded.params.get("w", rand(1)).shape:
+        assert_same(folded, model, rand(3, 7))
+
+
+def test_effects_stay():
+    seen = []
+
+    def fn(p, x):
+        jax.debug.callback(seen.append, x.sum())
+        return x @ p["w"] * p["g"]
+
+    model = model_of(fn, {"w": rand(7, 5), "g": rand(5, seed=1)}, rand(3, 7))
+    folded = fold()(model)
+    assert groups(folded) == [("affine", "w")]
+    jax.jit(folded.apply)(folded.params, jnp.ones((3, 7))).block_until_ready()
+    jax.effects_barrier()
+    assert [float(value) for value in seen] == [21.0]
+
+
+def test_nnx_batch_norm():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.conv = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+            self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=nnx.Rngs(0))
+            self.norm.mean[...] = rand(8)
+            self.norm.var[...] = abs(rand(8, seed=1))
+
+        def __call__(self, x):
+            return jax.nn.relu(self.norm(self.conv(x)))
+
+    graph, state = nnx.split(Net())
+    x = rand(2, 5, 6, 3)
+    model = model_of(lambda p, x: nnx.merge(graph, p)(x), state, x)
+    folded = fold(strict=True)(model)
+    assert sorted(folded.params) == ["conv.bias.value", "conv.kernel.value"]
+    assert_same(folded, model, x)
+
+
 def test_several_components_are_refused():
     model, _ = folded_program("gated")
     both = model.replace(program=MultiProgram({"prefill": model.program, "decode": model.program}))
