@@ -6,7 +6,8 @@
     compose     (x k1 + b1) k2 + b2, where that saves FLOPs     -> x (k1 k2) + (b1 k2 + b2)
     dead        parameters that nothing reads                   -> none
 
-in any JAX function: ``*`` is a ``dot_general`` or a ``conv_general_dilated``. So batch norm goes
+in any JAX function: ``*`` is a ``dot_general`` or a ``conv_general_dilated``, or for affine maps a
+branching of which every branch scales with its kernel (a convolution by platform). So batch norm goes
 into the convolution before it, weight norm becomes a weight, query, key and value one product.
 The plan is JSON and is applied again on load; it names parameters, never equations. A folded
 model equals the unfolded one within ``numerics.folding.rounding_bound``.
@@ -15,9 +16,11 @@ A kernel is changed only if it is read once, and its product too. A kernel keeps
 shape; a new bias takes the path of the bias that it replaces, if there is one. Merged and computed
 parameters have new paths, ``query&key&value.weight``.
 
-What it does not do: it does not go into loops, branches, ``shard_map`` and functions with
+What it does not do: it does not go into loops, other branches, ``shard_map`` and functions with
 derivatives of their own, which are evaluated as they stand (the audit names the parameters in
-them); it does not fold a map before a product into it; it does not merge convolutions; models of
+them); it does not fold a map before a product into it, nor one behind a transposed convolution
+that is computed by phases; it does not merge convolutions. What depends on the sizes of the
+inputs is left; where that shows only at a call, the call is refused, never wrong. Models of
 several components are refused. ``remat`` is inlined. The derivative by a parameter is that by the
 folded one.
 
