@@ -7,8 +7,8 @@
     dead        parameters that nothing reads                   -> none
 
 in any JAX function: ``*`` is a ``dot_general`` or a ``conv_general_dilated``, or for affine maps a
-branching of which every branch scales with its kernel (a convolution by platform). So batch norm goes
-into the convolution before it, weight norm becomes a weight, query, key and value one product.
+branching of which every branch scales with its kernel (a convolution by platform). So batch norm
+goes into the convolution before it, weight norm becomes a weight, query, key and value one product.
 The plan is JSON and is applied again on load; it names parameters, never equations. A folded
 model equals the unfolded one within ``numerics.folding.rounding_bound``.
 
