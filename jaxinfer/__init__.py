@@ -17,7 +17,9 @@ from jaxinfer.api import from_generative as from_generative
 from jaxinfer.api import from_onnx as from_onnx
 from jaxinfer.api import from_torch as from_torch
 from jaxinfer.api import load as load
+from jaxinfer.api import load_calibration as load_calibration
 from jaxinfer.api import save as save
+from jaxinfer.api import save_calibration as save_calibration
 from jaxinfer.api import to_nnx as to_nnx
 from jaxinfer.core.errors import JaxinferError as JaxinferError
 from jaxinfer.core.hoist import hoist_constants as hoist_constants
@@ -30,8 +32,12 @@ from jaxinfer.core.transform import Transform as Transform
 from jaxinfer.core.transform import chain as chain
 from jaxinfer.core.transform import identity as identity
 from jaxinfer.transforms._calibrate import calibrate as calibrate
+from jaxinfer.transforms.cast import Policy as Policy
+from jaxinfer.transforms.cast import cast as cast
+from jaxinfer.transforms.fold import fold as fold
 from jaxinfer.transforms.prune import finalize as finalize
 from jaxinfer.transforms.prune import masks as masks
 from jaxinfer.transforms.prune import prune as prune
+from jaxinfer.transforms.prune import with_sparsity as with_sparsity
 from jaxinfer.transforms.quantize import quantize as quantize
 from jaxinfer.transforms.recover import recover as recover

@@ -229,10 +229,14 @@ def _first(model: Model, data: tuple[Any, ...]) -> Sequence[Any]:
 def _check(defaults: Mapping[str, Any], rules: Sequence[Rule], options: Any) -> None:
     """Raise if any setting has a value that it cannot have; all at once."""
     problems = []
-    for where, given in [("", defaults)] + [(f"rule {r.pattern!r}: ", r.settings) for r in rules]:
+    for where, given in [("", {**defaults})] + [
+        (f"rule {r.pattern!r}: ", r.settings) for r in rules
+    ]:
         full = {**defaults, **given}
         if set(full) != set(defaults):
             continue  # resolve names unknown settings
+        if "activation" not in given:
+            full["activation"] = "dynamic"  # that of schemes without activations is idle
         try:
             Settings(**full).check(dict(options or {}))
         except InputError as error:
