@@ -142,8 +142,12 @@ def cases():
         "cast bf16": lambda: ji.cast("bf16"),
         "fold": lambda: ji.fold(),
         "W8A16": lambda: ji.quantize("W8A16"),
+        "W8A16, least squares": lambda: ji.quantize("W8A16", scales="mse"),
         "W8A8 dynamic": lambda: ji.quantize("W8A8"),
         "W8A8 static": lambda: ji.quantize("W8A8", activation="static"),
+        "W8A8 static, least squares": lambda: ji.quantize(
+            "W8A8", activation="static", calibration="mse"
+        ),
         "fold + W8A8 dynamic": lambda: ji.chain(ji.fold(), ji.quantize("W8A8")),
         "FP8": lambda: ji.quantize("FP8"),
         "W4A16, groups of 64": lambda: ji.quantize("W4A16", group=64),

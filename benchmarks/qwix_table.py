@@ -290,6 +290,12 @@ def with_settings(name, *, hoist, **settings):
     return found
 
 
+def how():
+    """Return command, date and commit: the two sides need not be measured together."""
+    found = common.environment()
+    return {name: found[name] for name in ("command", "date", "commit", "load_average")}
+
+
 def main():
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--qwix-python", help="an interpreter with qwix (default: this one)")
@@ -322,12 +328,14 @@ def main():
         if "qwix" in sides:
             start = time.perf_counter()
             entry["qwix"] = {way: by_qwix(name, way, python) for way in WAYS}
+            results.setdefault("measured", {})["qwix"] = how()
             for found in entry["qwix"].values():
                 results["qwix_versions"] = found.pop("versions", results.get("qwix_versions"))
             seconds = time.perf_counter() - start
             print(f"{name}: {list(entry['qwix'].values())} {seconds:.0f} s", flush=True)
         if "jaxinfer" in sides:
             entry["jaxinfer"] = by_jaxinfer(name)
+            results.setdefault("measured", {})["jaxinfer"] = how()
             print(f"{name}: {entry['jaxinfer']}", flush=True)
         common.write("qwix_table", results, path, quiet=True)
 
