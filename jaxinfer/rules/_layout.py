@@ -159,6 +159,13 @@ def each_part(equation: Equation, values: Sequence[Any]) -> list[Quantized] | No
     return [jax.tree.map(part, values[0])]
 
 
+@register("stop_gradient")
+def stop_gradient(equation: Equation, values: Sequence[Any]) -> list[Quantized] | None:
+    """Stop it at every part."""
+    del equation
+    return [jax.tree.map(lax.stop_gradient, values[0])]
+
+
 @register("sharding_constraint")
 def sharding_constraint(equation: Equation, values: Sequence[Any]) -> list[Quantized] | None:
     """Demand of each part what the sharding of the whole makes of it; declined if uneven."""
@@ -182,8 +189,9 @@ def gather(equation: Equation, values: Sequence[Any]) -> list[Any] | None:
     Declined unless whole slices are taken along axes that have scales of their own.
     """
     value, indices = values
-    if not isinstance(value, Quantized):
-        return None
+    fill = equation.params["fill_value"]
+    if not isinstance(value, Quantized) or not (fill is None or fill == 0 or fill != fill):
+        return None  # a scale of 0 or NaN makes 0 or NaN of any code
     weight, p = weight_of(value).unpacked(), equation.params
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
     picked = numbers.start_index_map

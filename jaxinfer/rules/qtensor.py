@@ -114,6 +114,7 @@ def dot_general(equation: Equation, values: Sequence[Any]) -> list[Any] | None:
     ranks = (values[0].ndim, values[1].ndim)
     contracting = numbers[0][side]
     pair = lambda w, v: (w, v) if side == 0 else (v, w)
+    floats = _wide(x) if _sums_wide(x, numbers, ranks[0]) else x.dtype
 
     def product(w: Array, v: Array, preferred: Any, dims: Any = numbers) -> Array:
         precision = equation.params["precision"] if jnp.issubdtype(v.dtype, jnp.floating) else None
@@ -123,10 +124,10 @@ def dot_general(equation: Equation, values: Sequence[Any]) -> list[Any] | None:
 
     if not isinstance(weight, ActQTensor):
         if not uniform(q, contracting):
-            return [product(q.materialize().astype(x.dtype), x, _wide(x)).astype(aval.dtype)]
-        y = product(values_of(q, x.dtype), x, _wide(x))
+            return [product(q.materialize().astype(x.dtype), x, floats).astype(aval.dtype)]
+        y = product(values_of(q, x.dtype), x, floats)
         scale = per_result(spread(q.scale, q.stored), side, numbers, ranks)
-        return [(y * scale.astype(y.dtype)).astype(aval.dtype)]
+        return [(y.astype(_wide(x)) * scale.astype(_wide(x))).astype(aval.dtype)]
 
     fmt = format_of(weight.activation)
     codes, sx = activation(x, fmt, weight.scale, numbers[0][1 - side])
@@ -149,7 +150,7 @@ def dot_general(equation: Equation, values: Sequence[Any]) -> list[Any] | None:
         return [(y * per_result(sx, 1 - side, numbers, ranks)).astype(aval.dtype)]
     # no arithmetic on the codes: what they stand for, in floats
     rounded = (decode(codes, fmt) * sx).astype(x.dtype)
-    return [product(q.materialize().astype(x.dtype), rounded, _wide(x)).astype(aval.dtype)]
+    return [product(q.materialize().astype(x.dtype), rounded, floats).astype(aval.dtype)]
 
 
 def _padded_elsewhere(q: QTensor, axis: int) -> bool:
@@ -301,3 +302,15 @@ def ragged_dot_general(equation: Equation, values: Sequence[Any]) -> list[Any] |
 def _wide(x: Array) -> Any:
     """Return the dtype in which products of floats are summed: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _sums_wide(x: Array, numbers: Any, rank: int) -> bool:
+    """Return whether a matrix product of floats is to give float32, to be scaled and rounded then.
+
+    bf16 x bf16 = f32 with batch axes, or with the left operand contracted over other axes than
+    its last, is a layout for which XLA on CPUs may have no kernel (jax 0.10.1, "Unsupported
+    element type for DotThunk"); it gives bf16 at once, summed in float32 as well.
+    """
+    (contracting, _), (batch, _) = numbers
+    last = tuple(contracting) == tuple(range(rank - len(contracting), rank))
+    return x.dtype != jnp.bfloat16 or (not batch and last)
