@@ -51,7 +51,8 @@ def test_every_architecture(name, request):
     for label, (make, bound) in TRANSFORMS.items():
         small = make()(model)
         for audit in small.audit():
-            assert all(entry.why or entry.status == "changed" for entry in audit)
+            for entry in audit:
+                assert entry.why or entry.status in ("changed", "unused"), entry
         got = np.concatenate(outputs(small, args, kwargs))
         found[label] = (np.linalg.norm(got - want) / np.linalg.norm(want), bound)
         if label.startswith("W8"):
