@@ -216,7 +216,13 @@ class FunctionProgram:
         exported = jax.export.export(
             jax.jit(lambda p, *x: jax.tree.leaves(flat(p, *x))), platforms=list(platforms)
         )(flat_avals, *leaves)
-        return StableHLOProgram(self.signature, structure, bytes(exported.serialize(vjp_order=1)))
+        try:
+            data = exported.serialize(vjp_order=1)
+        except ValueError as error:
+            if "Reverse-mode" not in str(error):
+                raise
+            data = exported.serialize()  # a loop of unknown length has no reverse derivative
+        return StableHLOProgram(self.signature, structure, bytes(data))
 
 
 def param_names(params: Any) -> list[str]:
@@ -265,6 +271,12 @@ class StableHLOProgram:
     def random(self) -> bool:
         """False: keys are among the inputs of the exported function."""
         return False
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the export has a reverse derivative."""
+        exported: Any = self._exported  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(exported.has_vjp())
 
     @property
     def arrays(self) -> Mapping[str, Any]:

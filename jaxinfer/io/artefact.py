@@ -116,6 +116,8 @@ def _write(model: Model, folder: Path) -> None:
     if isinstance(program, FunctionProgram):
         program = _export(model, program)
         provenance["exported"] = "StableHLO at fixed shapes: " + "; ".join(map(str, model.inputs))
+        if not program.differentiable:
+            provenance["exported"] += "; without a derivative: the function has none in reverse"
         rewrites, structure = (), None
     unknown = [rewrite.kind for rewrite in rewrites if rewrite.kind not in REWRITES]
     if unknown:

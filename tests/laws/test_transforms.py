@@ -334,9 +334,6 @@ NO_SAVE = {
     "effects": "cannot be exported",
     "dataclass_module": "not a tree of dicts, lists and tuples only",
     "nnx_state": "not a tree of dicts, lists and tuples only",
-    # exports are made with their derivative, which a loop of unknown length has not
-    **{row.name: "Reverse-mode" for row in PROGRAMS.values() if "while" in row.name},
-    "fori_loop_of_data": "Reverse-mode",
 }
 """Programs that ``save`` refuses, and what it says."""
 
