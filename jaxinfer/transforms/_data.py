@@ -39,9 +39,10 @@ def batches(model: Model, data: tuple[Any, ...], what: str) -> Iterator[list[Any
             f"{what}: required an iterable of batches, got {type(source).__name__}; "
             "one batch alone is [batch]"
         )
-    if hasattr(source, "shape"):
+    shape = getattr(source, "shape", None)
+    if shape is not None:
         raise InputTypeError(
-            f"{what}: required an iterable of batches, got one array of shape {source.shape}; "
+            f"{what}: required an iterable of batches, got one array of shape {shape}; "
             "one batch alone is [batch]"
         )
     count = 0

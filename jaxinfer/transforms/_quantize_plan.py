@@ -111,6 +111,7 @@ class Decision:
       axes: that share scales.
       tiled, group: the axis that is cut in groups, and their size (0: none is).
       static: whether its products' other operands are calibrated.
+      alone: whether there is no product whose other operand could be quantized (embeddings).
     """
 
     path: str
@@ -123,6 +124,7 @@ class Decision:
     tiled: int = 0
     group: int = 0
     static: bool = False
+    alone: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -196,20 +198,20 @@ def _decide(
         seen = {axis for site in sites for axis in site.seen}
         axes = tuple(sorted(seen or range(leaf.ndim)))
     tiled, group = _group(leaf.shape, axes, settings, sites, notes)
-    static = settings.activation == "static" and bool(settings.activations)
+    alone = not any(site.primitive in PRODUCTS for site in sites)
+    static = settings.activation == "static" and bool(settings.activations) and not alone
     if obstacles:
         notes.append("decoded for " + ", ".join(sorted({o.primitive for o in obstacles})))
     what = settings.weights if settings.symmetric else f"{settings.weights} with zero points"
     along = f"scale along {', '.join(map(str, axes))}" if axes else "a scale for each element"
     parts = [f"{settings.scheme}: {what}", along]
     parts += [f"groups of {group}"] if group else []
-    parts += [f"{settings.activations} activations, {settings.activation}"] * bool(
-        settings.activations
-    )
+    if settings.activations and not alone:
+        parts.append(f"{settings.activations} activations, {settings.activation}")
     parts += [kind] if kind else []
     decision = make(
         "changed", ", ".join([*parts, *notes]), settings=settings, axes=axes, tiled=tiled,
-        group=group, static=static,
+        group=group, static=static, alone=alone,
     )  # fmt: skip
     after = _bytes_after(leaf, decision)
     if after >= nbytes(leaf):
@@ -237,18 +239,12 @@ def _axes(rank: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], list[str]]
 
 
 def _for_uses(settings: Settings, sites: Sequence[Site]) -> tuple[Settings, str]:
-    """Return the settings without activations where there is no product (embeddings)."""
+    """Return the settings, by the name of the weights alone where there is no product."""
     if any(site.primitive in PRODUCTS for site in sites):
         return settings, ""
-    if not settings.activations:
-        return settings, "gathered"
-    alone = {"W8A8": "W8A16", "W4A8": "W4A16", "FP8": "FP8"}.get(settings.scheme, "")
-    if alone != settings.scheme and alone:
-        kept = dataclasses.replace(
-            settings, scheme=alone, activation="dynamic", group=settings.grouped
-        )
-        return kept, "gathered"
-    return settings, "gathered: activations stay"
+    alone = {"W8A8": "W8A16", "W4A8": "W4A16"}.get(settings.scheme, settings.scheme)
+    kept = dataclasses.replace(settings, scheme=alone, activation="dynamic", group=settings.grouped)
+    return kept, "gathered"
 
 
 def _group(

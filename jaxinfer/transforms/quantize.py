@@ -278,7 +278,7 @@ def _update(model: Model, state: QuantizeState, options: Any) -> Model:
             continue
         leaf = named[decision.path]
         weight = quantize_leaf(leaf, decision)
-        if decision.settings.activations:
+        if decision.settings.activations and not decision.alone:
             scale = None
             if decision.static:
                 scale, ranges[decision.path] = _static_scale(decision, state, leaf, options)

@@ -134,8 +134,7 @@ def test_schemes(scheme):
     small = quantize(scheme, group=8 if SCHEMES[scheme].group else None)(model)
     made, spec = types(small), SCHEMES[scheme]
     for path, leaf in made.items():
-        # of float8 there is no scheme without activations, so the table of rows keeps them
-        acts = bool(spec.activations) and (path != "table" or scheme == "FP8")
+        acts = bool(spec.activations) and path != "table"
         assert isinstance(leaf, ActQTensor if acts else QTensor)
         assert getattr(leaf, "weight", leaf).format == spec.weights
         assert not acts or leaf.activation == spec.activations
@@ -267,7 +266,9 @@ def test_embeddings_keep_activations():
     for scheme in ("W8A8", "W4A8", "FP8"):
         small = quantize(scheme)(model)
         leaf = small.params
+        assert isinstance(leaf, QTensor)
         assert "gathered" in of(small)["value"].why
+        assert "activations" not in of(small)["value"].why
         got, want = small(jnp.array([31, 0])), leaf.materialize()[jnp.array([31, 0])]
         np.testing.assert_array_equal(got, want)
 
