@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.extend import source_info_util
 
 
@@ -25,7 +26,7 @@ def x64_scope(on: bool = True) -> contextlib.AbstractContextManager[Any]:
 
 def is_tracer(value: Any) -> bool:
     """Return whether a value is being traced, and has no numbers yet."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def subjaxprs(params: dict[str, Any]) -> list[Any]:

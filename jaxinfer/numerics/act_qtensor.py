@@ -27,7 +27,6 @@ from jaxinfer.numerics.formats import FORMATS
 from jaxinfer.numerics.qtensor import QTensor
 
 
-@ARRAY_TYPES.register("ActQTensor")
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("weight", "scale"),
@@ -97,3 +96,6 @@ class ActQTensor(ArrayType):
     def __repr__(self) -> str:
         mode = "dynamic" if self.scale is None else "static"
         return f"ActQTensor({self.weight!r}, {mode} {self.activation})"
+
+
+ARRAY_TYPES.register("ActQTensor")(ActQTensor)

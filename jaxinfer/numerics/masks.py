@@ -308,7 +308,6 @@ def _erk(
     return {path: min((size - kept[path]) / size, most) for path, size in sizes.items()}
 
 
-@ARRAY_TYPES.register("Masked")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masked(ArrayType):
@@ -385,6 +384,9 @@ class Masked(ArrayType):
             jnp.concatenate([p.weight for p in all_of], axis),
             jnp.concatenate([p.mask for p in all_of], axis),
         )
+
+
+ARRAY_TYPES.register("Masked")(Masked)
 
 
 def _keep(scores: Array, sparsity: float | Array, path: str) -> Array:

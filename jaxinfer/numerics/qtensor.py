@@ -40,7 +40,6 @@ from jaxinfer.numerics.packing import best_axis, pack, unpack
 Array = jax.Array
 
 
-@ARRAY_TYPES.register("QTensor")
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("qvalue", "scale", "zero_point"),
@@ -399,6 +398,9 @@ class QTensor(ArrayType):
             return self
         scales = self._map(lambda x: jnp.repeat(x, times, axis=axis))
         return self._with(self.qvalue, *scales, self.shape, self.packed)
+
+
+ARRAY_TYPES.register("QTensor")(QTensor)
 
 
 def _affordable(q: QTensor, before: int) -> bool:

@@ -29,7 +29,6 @@ from jaxinfer.numerics import _checks
 Array = jax.Array
 
 
-@ARRAY_TYPES.register("Compressed")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compressed(ArrayType):
@@ -90,6 +89,9 @@ class Compressed(ArrayType):
     def materialize(self) -> Array:
         """Return the dense weight."""
         return decompress(self)
+
+
+ARRAY_TYPES.register("Compressed")(Compressed)
 
 
 def compress(
