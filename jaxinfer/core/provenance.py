@@ -107,6 +107,15 @@ def uses(jaxpr: Any, origins: Sequence[Origin | None]) -> Uses:
     return Uses(tuple(walker.sites), tuple(walker.obstacles))
 
 
+def uses_of(jaxpr: Any, paths: Sequence[str]) -> Uses:
+    """Return where the parameters go that are the first inputs of a jaxpr, in order."""
+    inputs = jaxpr.invars
+    origins: list[Origin | None] = [
+        parameter(path, len(var.aval.shape)) for path, var in zip(paths, inputs, strict=False)
+    ]
+    return uses(jaxpr, [*origins, *[None] * (len(inputs) - len(origins))])
+
+
 def parameter(path: str, rank: int) -> Origin:
     """Return the origin of a parameter as it is."""
     return Origin(path, tuple(frozenset({axis}) for axis in range(rank)))

@@ -13,7 +13,7 @@ from jaxinfer.core.errors import InputError
 from jaxinfer.core.leaves import leaves, map_leaves
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
-from jaxinfer.core.provenance import Uses, parameter, uses
+from jaxinfer.core.provenance import Uses, uses_of
 from jaxinfer.core.symbols import evaluate
 
 
@@ -34,12 +34,7 @@ class Traced(NamedTuple):
     @property
     def uses(self) -> Uses:
         """Where the parameters go."""
-        inputs = self.jaxpr.invars
-        origins = [
-            parameter(path, len(var.aval.shape))
-            for path, var in zip(self.paths, inputs, strict=False)
-        ]
-        return uses(self.jaxpr, [*origins, *[None] * (len(inputs) - len(origins))])
+        return uses_of(self.jaxpr, self.paths)
 
 
 def trace(model: Model, example: Sequence[Any] | None = None) -> list[Traced]:

@@ -104,7 +104,8 @@ def _sliced(
     value: Quantized, starts: Sequence[int], limits: Sequence[int]
 ) -> list[Quantized] | None:
     def scale(s: Any) -> Any:
-        spans = [(0, 1) if n == 1 else (a, b) for n, a, b in zip(s.shape, starts, limits)]  # noqa: B905
+        triples = zip(s.shape, starts, limits, strict=True)
+        spans = [(0, 1) if size == 1 else (low, high) for size, low, high in triples]
         return lax.slice(s, *zip(*spans, strict=True)) if spans else s
 
     return moved(value, weight_of(value).slice(starts, limits), scale)

@@ -19,7 +19,7 @@ from jaxinfer.core.dtypes import dtype_of
 from jaxinfer.core.interpret import Interpreter
 from jaxinfer.core.leaves import leaves as named_leaves
 from jaxinfer.core.leaves import map_leaves
-from jaxinfer.core.provenance import Address, Uses, parameter, uses
+from jaxinfer.core.provenance import Address, Uses, uses_of
 from jaxinfer.transforms._cast_rules import CLASSES, Caster, is_float
 
 
@@ -43,12 +43,7 @@ class CastTrace(NamedTuple):
 
     def uses(self) -> Uses:
         """Return where the parameters go."""
-        inputs = self.jaxpr.invars
-        origins = [
-            parameter(path, len(var.aval.shape))
-            for path, var in zip(self.paths, inputs, strict=False)
-        ]
-        return uses(self.jaxpr, [*origins, *[None] * (len(inputs) - len(origins))])
+        return uses_of(self.jaxpr, self.paths)
 
     def caster(self, rewrite: Any) -> Caster:
         """Return the interpreter's rule for this trace."""
