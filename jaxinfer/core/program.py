@@ -218,10 +218,10 @@ class FunctionProgram:
         )(flat_avals, *leaves)
         try:
             data = exported.serialize(vjp_order=1)
-        except ValueError as error:
-            if "Reverse-mode" not in str(error):
-                raise
-            data = exported.serialize()  # a loop of unknown length has no reverse derivative
+        except (ValueError, TypeError, NotImplementedError):
+            # a loop of unknown length has no reverse derivative; nor has, in older versions, a
+            # convolution of float8: ``differentiable`` says so
+            data = exported.serialize()
         return StableHLOProgram(self.signature, structure, bytes(data))
 
 
