@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest $(TESTS) -q -n $(WORKERS)
 help:
 	@echo "make demo       convert a real model, compare it with torch, run it without torch"
 	@echo "make test       lint quickly, then the fast tests and doctests"
-	@echo "make test-slow  the tests on whole architectures"
+	@echo "make test-slow  whole architectures, and every law of every transform on every program (an hour)"
 	@echo "make lint       format, lint and types"
 	@echo "make format     rewrite the files as lint wants them"
 	@echo "make coverage   how much of others' suites converts, into docs/coverage.md (hours)"
@@ -31,7 +31,8 @@ test: $(VENV)/.dev $(VENV)/vision/.done
 	$(PYTEST)
 
 test-slow: $(VENV)/.dev $(VENV)/vision/.done
-	$(BIN)/python -m pytest tests -q -m slow --durations=0
+	$(BIN)/python -m pytest tests -q -m slow --durations=0 --ignore=tests/laws
+	$(BIN)/python -m pytest tests/laws -q -m slow -n $(WORKERS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
