@@ -313,7 +313,8 @@ def a_symbolic_batch_exports(name, kind):
 
 def saved_and_loaded_it_is_equal_to_the_bit(name, kind, folder):
     model = made(name, kind)
-    if name in NO_SAVE:
+    folded = "fold" in TRANSFORM_ROWS[kind].names and type(model.params) is dict
+    if name in NO_SAVE and not (folded and "tree of dicts" in NO_SAVE[name]):
         with pytest.raises(ArtefactError, match=NO_SAVE[name]):
             model.save(folder / "model")
         return
