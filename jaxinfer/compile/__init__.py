@@ -1,0 +1,1 @@
+"""Executables: buckets, ahead-of-time compilation, back-ends, export."""

@@ -1,0 +1,1 @@
+"""Meshes, sharding rules, automatic partitioning, several processes."""
