@@ -73,3 +73,10 @@ def within(eqn: Any) -> contextlib.AbstractContextManager[Any]:
 def source_line(eqn: Any) -> str:
     """Return ``file:line (function)`` of the user's code that made an equation."""
     return source_info_util.summarize(eqn.source_info)
+
+
+def distributed_client() -> Any:
+    """Return the client of ``jax.distributed``'s key-value store; None in a single process."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
