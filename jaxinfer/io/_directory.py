@@ -134,10 +134,12 @@ def write_bytes(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, read piece by piece."""
+def sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of a file in hex, read piece by piece; ``advance`` gets their bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
     return digest.hexdigest()

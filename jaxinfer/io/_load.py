@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxinfer.core import dtypes
 from jaxinfer.core._compat import x64_scope
-from jaxinfer.core.errors import ArtefactError, CheckpointError, JaxinferError, MissingExtraError
+from jaxinfer.core.errors import (
+    ArtefactError,
+    CheckpointError,
+    InputError,
+    JaxinferError,
+    MissingExtraError,
+)
 from jaxinfer.core.model import Model
+from jaxinfer.core.parts import join
 from jaxinfer.core.program import param_names, program_kind, x64_of
 from jaxinfer.core.structure import Structure
-from jaxinfer.io import _array_types, _json, _tree
+from jaxinfer.io import _array_types, _json, _tree, sharded
 from jaxinfer.io._directory import sha256
+from jaxinfer.io._header import CODES, byte_count
 from jaxinfer.io._safetensors import Spec
 from jaxinfer.io.checkpoint import Checkpoint, open_checkpoint, plain_name
 
@@ -39,16 +48,28 @@ _MALFORMED = (
 )
 
 
-def load_model(path: Path, rewrite_class: Callable[[Any], Any]) -> Model:
+def load_model(
+    path: Path,
+    rewrite_class: Callable[[Any], Any],
+    *,
+    abstract: bool = False,
+    shardings: Any = None,
+    verify: bool = True,
+    progress: sharded.Progress | None = None,
+) -> Model:
     """Check everything in a model directory, then read it.
 
     Args:
       path: the directory.
       rewrite_class: the class of a rewrite by its kind; raises ValueError for an unknown one.
+      abstract, shardings, verify, progress: as ``artefact.load`` takes them.
 
     Raises:
       ArtefactError: all faults. A single fault of the program is raised as it is.
+      InputError: shardings that do not fit, all; or both ``abstract`` and ``shardings``.
     """
+    if abstract and shardings is not None:
+        raise InputError("load: give abstract=True (shapes to plan with) or shardings, not both")
     data = _read_json(path)
     provenance = data.get("provenance")
     if not isinstance(provenance, dict):
@@ -56,7 +77,8 @@ def load_model(path: Path, rewrite_class: Callable[[Any], Any]) -> Model:
     digests = provenance.get("sha256")
     if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
         raise ArtefactError(f"{path / MODEL}: provenance: lacks 'sha256', file names to checksums")
-    faults = _check_files(path, digests)
+    unread = {n for n in digests if _is_weights(n)} if abstract or not verify else set()
+    faults = _check_files(path, digests, unread, progress)
     weights = _open(path / (INDEX if INDEX in digests else PARAMS), digests, faults)
     constants = _open(path / CONSTANTS, digests, faults) if CONSTANTS in digests else {}
     files_are_sound = not faults
@@ -82,11 +104,33 @@ def load_model(path: Path, rewrite_class: Callable[[Any], Any]) -> Model:
     assert leaves is not None
     assert weights is not None
     with x64_scope(x64_of(program)):
-        made = _array_types.rebuilt(leaves, _arrays(path, specs, weights), faults)
+        types = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, dict)}
+        avals = {
+            name: jax.ShapeDtypeStruct(shape, dtypes.canonical(dtype))
+            for name, (shape, dtype) in specs.items()
+        }
+        shapes = _tree.unflatten(join(avals, types), structure)
+        if abstract:
+            return Model(program, shapes, tuple(kept), provenance)
+        if shardings is None:
+            arrays = _arrays(path, specs, weights, progress)
+        else:
+            placed = sharded.resolve(shardings, avals, shapes)
+            try:
+                arrays = sharded.read_leaves(weights, avals, placed, progress=progress)
+            except CheckpointError as error:
+                raise ArtefactError(f"{path} cannot be loaded: {error}") from error
+        made = _array_types.rebuilt(leaves, arrays, faults)
     if faults:
         raise ArtefactError(_json.report(f"{path} cannot be loaded:", faults))
-    params = _tree.unflatten(made, structure)
-    return Model(program, params, tuple(kept), provenance)
+    if unread:
+        provenance = {**provenance, "loaded_unverified": sorted(unread)}
+    return Model(program, _tree.unflatten(made, structure), tuple(kept), provenance)
+
+
+def _is_weights(name: str) -> bool:
+    """Return whether a file of a model directory holds parameters, by the names ``save`` gives."""
+    return name.startswith("params") and name.endswith(".safetensors") and "/" not in name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -127,15 +171,27 @@ def blob_path(folder: Path, name: str) -> Path:
     return file
 
 
-def _check_files(path: Path, digests: Mapping[str, str]) -> list[str]:
-    """Hold each listed file against its checksum; returns the faults."""
+def _check_files(
+    path: Path,
+    digests: Mapping[str, str],
+    unread: Collection[str],
+    progress: sharded.Progress | None,
+) -> list[str]:
+    """Hold each listed file against its checksum, but those of ``unread``; returns the faults."""
     faults: list[str] = []
+    files = [path / name for name in digests if name not in unread]
+    meter = sharded.Meter(sum(_size(file) for file in files), progress)
     for name, digest in digests.items():
         try:
             file = blob_path(path, name)
             if not file.is_file():
                 faults.append(f"file {name}: missing")
-            elif (got := sha256(file)) != digest:
+                continue
+            if name in unread:
+                continue
+            if (
+                got := sha256(file, lambda n, name=name: meter.add(n, f"checksum of {name}"))
+            ) != digest:
                 faults.append(
                     f"file {name}: damaged, or of another model (SHA-256 {got[:12]}..., "
                     f"{MODEL} says {digest[:12]}...)"
@@ -145,6 +201,13 @@ def _check_files(path: Path, digests: Mapping[str, str]) -> list[str]:
         except OSError as error:
             faults.append(f"file {name}: {error}")
     return faults
+
+
+def _size(file: Path) -> int:
+    try:
+        return os.path.getsize(file)
+    except (OSError, ValueError):
+        return 0  # said where it is opened
 
 
 def _list(data: Mapping[str, Any], key: str, faults: list[str]) -> list[Any]:
@@ -283,13 +346,20 @@ def _misfits(program: Any, rewrites: Sequence[Any], leaves: Mapping[str, Spec | 
     return faults + [f"{name}: not read by the program" for name in leaves if name not in wanted]
 
 
-def _arrays(path: Path, specs: Mapping[str, Spec], weights: Checkpoint) -> dict[str, Any]:
+def _arrays(
+    path: Path,
+    specs: Mapping[str, Spec],
+    weights: Checkpoint,
+    progress: sharded.Progress | None,
+) -> dict[str, Any]:
     """Read the parameters as JAX arrays, one at a time."""
     arrays: dict[str, Any] = {}
     faults: list[str] = []
+    meter = sharded.Meter(sum(byte_count(s, CODES[d]) for s, d in specs.values()), progress)
     for name in specs:
         try:
             arrays[name] = _tree.to_device(name, weights[name])
+            meter.add(byte_count(specs[name][0], CODES[specs[name][1]]), name)
         except (OverflowError, CheckpointError) as error:
             faults.append(str(error))
         weights.release(name)

@@ -79,6 +79,8 @@ def _fault(name: str, leaf: Any) -> str:
         return "not a name that safetensors can hold"
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return f"a {type(leaf).__name__}, not an array"
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "a shape without values (of a model loaded with abstract=True)"
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return "a random key; keep jax.random.key_data(key) instead"
     if leaf.dtype.name not in CODES:
@@ -101,18 +103,27 @@ def to_device(name: str, array: np.ndarray) -> jax.Array:
     Raises:
       OverflowError: with 64-bit types off, a value does not fit the narrower dtype exactly.
     """
+    return jnp.array(narrowed(name, array), copy=True)
+
+
+def narrowed(name: str, array: np.ndarray) -> np.ndarray:
+    """Return an array in the dtype that JAX computes in.
+
+    Raises:
+      OverflowError: with 64-bit types off, a value does not fit the narrower dtype exactly.
+    """
     target = dtypes.canonical(array.dtype.name)
-    if target != array.dtype:
-        with np.errstate(over="ignore"):
-            narrow = dtypes.narrow(array, name)
-        back, inexact = narrow.astype(array.dtype), array.dtype.kind in "fc"
-        if not np.array_equal(back, array, equal_nan=inexact):
-            raise OverflowError(
-                f"{name}: {array.dtype.name} values are not exact in {target.name}, which JAX "
-                f"computes in with 64-bit types off; {dtypes.X64_ADVICE}"
-            )
-        array = narrow
-    return jnp.array(array, copy=True)
+    if target == array.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = dtypes.narrow(array, name)
+    back, inexact = narrow.astype(array.dtype), array.dtype.kind in "fc"
+    if not np.array_equal(back, array, equal_nan=inexact):
+        raise OverflowError(
+            f"{name}: {array.dtype.name} values are not exact in {target.name}, which JAX "
+            f"computes in with 64-bit types off; {dtypes.X64_ADVICE}"
+        )
+    return narrow
 
 
 def check_specs(data: Any) -> dict[str, Spec]:

@@ -40,6 +40,7 @@ from jaxinfer.io._directory import check_target as _check_target
 from jaxinfer.io._directory import replacing, write_bytes
 from jaxinfer.io._load import CONSTANTS, FORMAT, INDEX, MODEL, PARAMS, SCHEMA, blob_path, load_model
 from jaxinfer.io._safetensors import spec_of, write
+from jaxinfer.io.sharded import Progress
 
 SHARD_BYTES = 5_000_000_000
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -81,16 +82,47 @@ def _is_model(folder: Path) -> bool:
     return (folder / MODEL).is_file()
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    abstract: bool = False,
+    shardings: Any = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Model:
     """Read a model from a directory that ``save`` has written.
 
     Parameters come back as JAX arrays and array types, bit for bit.
 
+    Args:
+      path: the directory.
+      abstract: read no weight: the parameters are ``jax.ShapeDtypeStruct``, and array types of
+        them. For a plan, a trace or a memory estimate; it cannot be called or saved.
+      shardings: where each parameter goes: a plan (``param_shardings``), a
+        ``jax.sharding.Sharding`` for all, or a mapping or a function from the array's name
+        (``w``, ``w.qvalue``) to one. Each process reads only its slices; see ``io.sharded``.
+      verify: hold the weight files against their SHA-256, which reads them whole, in constant
+        memory. False: only their lengths, names, shapes and dtypes; the files that were not
+        verified are then listed in ``provenance["loaded_unverified"]``. Whatever else is in
+        the directory is always verified; with ``abstract`` the weights are not.
+      progress: called as ``progress(done_bytes, total_bytes, bytes_per_s, name)``, for the
+        checksums (``name`` says so), then for the parameters.
+
     Raises:
       ArtefactError: not a model directory, of a newer schema, damaged; all faults at once.
       MissingRulesError: nothing is wrong but operators without a rule.
+      InputError: shardings that are missing, extra, or do not divide a parameter; all at once,
+        before a weight is read.
+      MemoryError: the devices cannot hold their shards; at which parameter.
     """
-    return load_model(Path(path), _rewrite_class)
+    return load_model(
+        Path(path),
+        _rewrite_class,
+        abstract=abstract,
+        shardings=shardings,
+        verify=verify,
+        progress=progress,
+    )
 
 
 def _rewrite_class(kind: Any) -> Any:
