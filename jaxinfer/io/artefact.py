@@ -154,7 +154,7 @@ def _write(model: Model, folder: Path) -> None:
     unknown = [rewrite.kind for rewrite in rewrites if rewrite.kind not in REWRITES]
     if unknown:
         raise ArtefactError(f"rewrites that could not be loaded again: {', '.join(unknown)}")
-    digests = _write_leaves(arrays, folder)
+    digests = write_leaves(arrays, folder)
     if program.arrays:
         constants, _ = _tree.flatten(dict(program.arrays))
         _tree.require_storable(constants)
@@ -205,7 +205,7 @@ def _export(model: Model, program: FunctionProgram) -> Any:
         raise ArtefactError(_json.report(title, faults or [str(error)])) from error
 
 
-def _write_leaves(leaves: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def write_leaves(leaves: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Write the parameters, in shards if they are large; returns SHA-256 by file name."""
     shards: list[list[str]] = [[]]
     filled = total = 0
