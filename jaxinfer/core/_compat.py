@@ -80,3 +80,10 @@ def distributed_client() -> Any:
     from jax._src import distributed
 
     return distributed.global_state.client
+
+
+def in_tpu_vm() -> bool:
+    """Return whether JAX has found itself on a Cloud TPU virtual machine."""
+    from jax._src import cloud_tpu_init
+
+    return bool(cloud_tpu_init.running_in_cloud_tpu_vm)
