@@ -1,12 +1,12 @@
 """A model as a function of flat lists of arrays: what is compiled, stored and called.
 
-    flat(params, inputs, donated, sizes, key) -> results
+flat(params, inputs, donated, sizes, key) -> results
 
-    params    arrays of the parameters, array types by their parts, in the order of ``names``
-    inputs    arrays of the inputs that are not donated, in order
-    donated   arrays of those that are
-    sizes     int32 scalars: the real sizes that the bucket has to know (``Padded.needs``)
-    key       nothing, or the data of a random key
+params    arrays of the parameters, array types by their parts, in the order of ``names``
+inputs    arrays of the inputs that are not donated, in order
+donated   arrays of those that are
+sizes     int32 scalars: the real sizes that the bucket has to know (``Padded.needs``)
+key       nothing, or the data of a random key
 """
 
 from __future__ import annotations

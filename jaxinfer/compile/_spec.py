@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -183,10 +183,9 @@ class _Names:
         elif number:
             if self.sizes.setdefault(own, given) != given and is_name(own):  # type: ignore[arg-type]
                 self.problems.append(f"inputs: {leaf}: {own} is {self.sizes[own]} and {given}")
-        elif is_name(own):
-            if self.to_user.setdefault(own, str(given)) != given:
-                both = f"{self.to_user[own]!r} and {given!r}"
-                self.problems.append(f"inputs: {leaf}: {own} is one dimension, named {both}")
+        elif is_name(own) and self.to_user.setdefault(own, str(given)) != given:
+            both = f"{self.to_user[own]!r} and {given!r}"
+            self.problems.append(f"inputs: {leaf}: {own} is one dimension, named {both}")
         return own
 
     def fixed(self, leaf: LeafSpec) -> LeafSpec:

@@ -89,11 +89,42 @@ def pad_all(flat: Flat, spec: Spec) -> list[tuple[Sizes, Any]]:
     """
     from jaxinfer.compile.bucket import pad
 
-    found = []
+    found: list[tuple[Sizes, Any]] = []
     for sizes in spec.combinations():
+        if not sizes:
+            found.append((sizes, _whole(flat, spec.structs(sizes))))
+            continue
         shapes = [leaf.shape for leaf in spec.leaves]
         found.append((sizes, pad(flat.model, shapes, sizes, exact=spec.exact(sizes))))
     return found
+
+
+class Whole(NamedTuple):
+    """What ``bucket.Padded`` is, for inputs of fixed sizes."""
+
+    run: Callable[..., Any]
+    tree: Any
+    outputs: tuple[tuple[None, ...], ...]
+    needs: tuple[str, ...] = ()
+    masked: tuple[Any, ...] = ()
+
+
+def _whole(flat: Flat, structs: Sequence[Any]) -> Whole:
+    model, run = flat.model, flat.model._run()
+    with x64_scope(x64_of(model.program)):
+        key = jax.eval_shape(lambda: jax.random.key(0)) if model.program.random else None
+        leaves = flat.leaves(*flat.sort(structs))
+        arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
+
+        def fn(params: Any, given: Any, key: Any) -> Any:
+            filled = iter(given)
+            full = [next(filled) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
+            return run(params, full, key)
+
+        shapes, tree = jax.tree.flatten(jax.eval_shape(fn, model.params, arrays, key))
+    outputs = tuple((None,) * len(shape.shape) for shape in shapes)
+    flat_run = lambda params, leaves, sizes, key=None: jax.tree.leaves(run(params, leaves, key))
+    return Whole(flat_run, tree, outputs)
 
 
 def lower(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, settings: Settings) -> Job:
@@ -188,8 +219,9 @@ def compile_all(
 
 def _compile(flat: Flat, job: Job, settings: Settings) -> Entry:
     started = time.perf_counter()
-    with x64_scope(x64_of(flat.model.program)), _memory.explained(
-        job.name, None, settings.devices[0]
+    with (
+        x64_scope(x64_of(flat.model.program)),
+        _memory.explained(job.name, None, settings.devices[0]),
     ):
         compiled, payload, origin = _native.build(
             job.lowered, settings.options, settings.devices, settings.cache

@@ -249,30 +249,24 @@ def _checked(
     """Return the entries with what the check found in their reports."""
     if check is False:
         return _with_checks(entries, [{"result": "not checked: check=False"}] * len(entries))
+    structures = flat.model.signature.structures
+
+    def run(arrays: Sequence[Any]) -> Sequence[Any]:
+        values = iter(flat.leaves(*flat.sort(arrays)))
+        args = [structure.unflatten(values) for structure in structures]
+        return jax.tree.leaves(executable(*args))
+
     found: list[dict[str, Any]] = []
+    hindered = _hindered(flat, settings)
     for entry in entries:
-        reasons = _reasons(entry, settings)
-        if check is True:
-            reasons = reasons or ["asked for"]
-        hindered = _hindered(flat, settings)
+        reasons = _reasons(entry, settings) or (["asked for"] if check is True else [])
         if not reasons:
             found.append({"result": _check.PLAIN})
         elif hindered:
             found.append({"result": f"not checked: {hindered}"})
         else:
-            signature = flat.model.signature
-
-            def run(arrays: Sequence[Any]) -> Sequence[Any]:
-                values = flat.leaves(*flat.sort(arrays))
-                return jax.tree.leaves(executable(*_args(signature, values)))
-
             found += _check.check_entries(flat, spec, [entry], run, reasons, tolerance)
     return _with_checks(entries, found)
-
-
-def _args(signature: Any, values: Sequence[Any]) -> list[Any]:
-    flat = iter(values)
-    return [structure.unflatten(flat) for structure in signature.structures]
 
 
 def _with_checks(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> list[Entry]:

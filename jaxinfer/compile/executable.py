@@ -115,9 +115,7 @@ class Executable:
         try:
             route = self._routes[tuple([(a.shape, a.dtype) for a in arrays])]
         except (KeyError, AttributeError, TypeError):
-            arrays = [
-                as_array(a, leaf.path) for a, leaf in zip(arrays, frame.leaves, strict=True)
-            ]
+            arrays = [as_array(a, leaf.path) for a, leaf in zip(arrays, frame.leaves, strict=True)]
             route = self._route(arrays)
         key = self._key(rng_key)
         entry, targets, sizes, slices = route

@@ -48,9 +48,7 @@ class StaleExecutableWarning(UserWarning):
     """Native code could not be used as it is, and was compiled again."""
 
 
-def save(
-    executable: Executable, path: str | os.PathLike[str], *, overwrite: bool = False
-) -> None:
+def save(executable: Executable, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write an executable to a directory, all of it or nothing; see ``Executable.save``."""
     with replacing(path, overwrite, lambda folder: (folder / INDEX).is_file()) as folder:
         _write(executable, folder)
@@ -138,7 +136,7 @@ def _mesh_json(plan: Any) -> dict[str, Any] | None:
     if plan is None:
         return None
     return {
-        "axes": {name: size for name, size in plan.mesh.shape.items()},
+        "axes": dict(plan.mesh.shape),
         "devices": [device.id for device in plan.mesh.devices.flat],
         "params": {name: _spec_json(sharding.spec) for name, sharding in plan.params.items()},
         "inputs": [_spec_json(spec) for spec in plan.inputs],
@@ -293,9 +291,7 @@ def _read_params(folder: Path, names: Sequence[str], plan: Any, device: Any) -> 
         checkpoint = open_checkpoint(folder)
         missing = [name for name in names if name not in checkpoint]
         if missing:
-            raise ArtefactError(
-                _json.report(f"{folder}: parameters that are missing:", missing)
-            )
+            raise ArtefactError(_json.report(f"{folder}: parameters that are missing:", missing))
         made = []
         for name in names:
             array = checkpoint[name]

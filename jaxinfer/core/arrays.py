@@ -61,6 +61,8 @@ def as_array(value: Any, path: str) -> Any:
     value = np.asarray(value)
     if value.dtype.name not in dtypes.NAMES:
         raise InputTypeError(f"{path}: required an array of numbers, got dtype {value.dtype}")
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
     if value.dtype.kind in "iu":
         return dtypes.narrow(value, path)
     return value
