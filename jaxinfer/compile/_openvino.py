@@ -1,0 +1,490 @@
+"""The OpenVINO back-end: a jaxpr compiled by OpenVINO for the CPU, in float32 or int8.
+
+    jaxpr -> OpenVINO model (``_openvino_graph``) -> [NNCF: int8 on calibration data] -> compiled
+
+float32 is float32: OpenVINO would by itself compute in bfloat16 where the processor can, so the
+precision is always set, and ``report()`` says which types the compiled layers have. Shapes are
+fixed; weights are constants. Nothing is sent to anyone: OpenVINO and NNCF are imported without
+their telemetry.
+
+What it does not do: other devices than the CPU, 64-bit types, random numbers, sharding. A program
+that holds any such is refused as a whole (``OpenVINOUnsupported``), never computed in part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import queue
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxinfer.compile._openvino_flow
+import jaxinfer.compile._openvino_linear
+import jaxinfer.compile._openvino_rules  # noqa: F401  (the three register rules)
+from jaxinfer.compile._openvino_graph import (
+    Built,
+    OpenVINOUnsupported,
+    build,
+    load_openvino,
+    unsupported,
+    writable,
+)
+from jaxinfer.core import dtypes
+from jaxinfer.core.errors import (
+    ArtefactError,
+    InputError,
+    InputTypeError,
+    MissingExtraError,
+    listing,
+)
+
+__all__ = (
+    "OpenVINOFunction",
+    "OpenVINOUnsupported",
+    "Quantization",
+    "available",
+    "compile_jaxpr",
+    "unsupported",
+)
+
+DEFAULTS: Mapping[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 on processors that have it
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else activations of compressed weights in int8
+    "PERFORMANCE_HINT": "LATENCY",
+}
+FILES = ("model.xml", "model.bin")
+META = "openvino.json"
+CONSTANTS = "constants.npz"
+SCHEMA = 1
+
+
+def available() -> str:
+    """Return why OpenVINO cannot be used here; empty if it can."""
+    try:
+        load_openvino()
+    except MissingExtraError as error:
+        return str(error)
+    return ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quantization:
+    """How NNCF quantizes a converted model to int8: weights and activations, symmetric or not.
+
+    Attributes:
+      batches: calibration data: the inputs of a call, as lists of arrays, one after the other.
+      preset: ``performance`` (all symmetric) or ``mixed`` (activations asymmetric).
+      transformer: keep what transformers are sensitive in out of int8; None: if the program
+        multiplies activations by each other (attention).
+      subset: at most how many batches are looked at.
+      fast_bias: correct biases by an estimate, not layer by layer.
+    """
+
+    batches: Iterable[Sequence[Any]]
+    preset: str = "performance"
+    transformer: bool | None = None
+    subset: int = 300
+    fast_bias: bool = True
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.preset not in ("performance", "mixed"):
+            problems.append(f"preset: required performance or mixed, got {self.preset!r}")
+        if type(self.subset) is not int or self.subset < 1:
+            problems.append(f"subset: required a number from 1 on, got {self.subset!r}")
+        if problems:
+            raise InputError(listing("quantization by NNCF:", problems))
+
+
+def compile_jaxpr(
+    closed_jaxpr: Any,
+    *,
+    threads: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    quantize: Quantization | Iterable[Sequence[Any]] | None = None,
+) -> OpenVINOFunction:
+    """Compile a closed jaxpr by OpenVINO for the CPU.
+
+    Args:
+      closed_jaxpr: of ``jax.make_jaxpr``, its sizes numbers; what it closes over (weights)
+        becomes constant.
+      threads: of a call; None: as many as the machine has cores.
+      options: OpenVINO properties by name, for example ``{"PERFORMANCE_HINT": "THROUGHPUT"}``.
+      quantize: calibration batches (lists of the inputs of a call), or a ``Quantization``: the
+        model is quantized to int8 by NNCF.
+
+    Returns:
+      A function of the inputs. Cost: a second copy of the weights while it compiles.
+
+    Raises:
+      OpenVINOUnsupported: equations that it cannot take, all of them; ``missing`` lists them.
+      MissingExtraError: OpenVINO is not installed; or NNCF is not, and ``quantize`` is given.
+      InputError: unknown options; calibration batches that do not fit.
+    """
+    made = build(closed_jaxpr)
+    facts: dict[str, Any] = {**made.facts, "int8": None}
+    if quantize is not None:
+        given = quantize if isinstance(quantize, Quantization) else Quantization(quantize)
+        made, facts["int8"] = _quantized(made, given)
+    return OpenVINOFunction(made, threads, options, facts)
+
+
+class OpenVINOFunction:
+    """A compiled program: arrays in by position, numpy arrays out.
+
+    May be called from several threads at once: each call has a request of its own.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        threads: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ):
+        self._built = built
+        self._facts = dict(facts if facts is not None else built.facts)
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._openvino = load_openvino()
+        self._options = _checked(self._openvino, threads, options)
+        self._compiled: Any = None
+        started = time.perf_counter()
+        if built.model is not None:
+            core = self._openvino.Core()
+            try:
+                self._compiled = core.compile_model(built.model, "CPU", self._options)
+            except RuntimeError as error:
+                raise InputError(f"OpenVINO does not compile this program: {error}") from error
+        self._seconds = time.perf_counter() - started
+
+    @property
+    def in_avals(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each input."""
+        return self._built.in_avals
+
+    @property
+    def out_avals(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each output."""
+        return self._built.out_avals
+
+    def __call__(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Compute the outputs for the inputs, in order.
+
+        Contiguous arrays are read where they are; outputs are new arrays.
+
+        Raises:
+          InputError, InputTypeError: inputs that do not fit; all at once.
+        """
+        given = self._fitting(arrays)
+        outs = [self._empty(*aval) for aval in self._built.out_avals]
+        if self._compiled is not None:
+            request = self._request()
+            tensor = self._openvino.Tensor
+            for place, index in enumerate(self._built.inputs):
+                request.set_input_tensor(place, tensor(writable(given[index]), True))
+            for place, out in zip(self._built.outputs, outs, strict=True):
+                if not isinstance(place, np.ndarray):
+                    request.set_output_tensor(place, tensor(out, True))
+            request.infer()
+            self._requests.put(request)
+        return [
+            np.array(place) if isinstance(place, np.ndarray) else _narrowed(out, dtype)
+            for place, out, (_, dtype) in zip(
+                self._built.outputs, outs, self._built.out_avals, strict=True
+            )
+        ]
+
+    def _request(self) -> Any:
+        try:
+            return self._requests.get_nowait()
+        except queue.Empty:
+            return self._compiled.create_infer_request()
+
+    def _fitting(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        avals = self._built.in_avals
+        if len(arrays) != len(avals):
+            raise InputError(f"required {len(avals)} inputs, got {len(arrays)}")
+        found, shapes, types = [], [], []
+        for index, (value, (shape, dtype)) in enumerate(zip(arrays, avals, strict=True)):
+            array = np.asarray(value)
+            if array.shape != shape:
+                shapes.append(f"input {index}: required shape {shape}, got {array.shape}")
+            if str(array.dtype) != dtype:
+                types.append(f"input {index}: required {dtype}, got {array.dtype}")
+            found.append(_widened(array))
+        if shapes or types:
+            raise (InputError if shapes else InputTypeError)(
+                listing("inputs that do not fit:", [*shapes, *types])
+            )
+        return found
+
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.empty(shape, _held_as(dtype))
+
+    def report(self) -> dict[str, Any]:
+        """Return what was compiled, as plain data.
+
+        Returns:
+          ``compile_s``, ``weight_bytes``, ``versions``, ``options`` (as OpenVINO has them),
+          ``precision`` (what float32 layers run in), ``layers`` (how many run in each type),
+          ``folded`` (equations evaluated beforehand, by primitive), ``computed_in_float32``
+          (equations of narrower floats), ``int8`` (how it was quantized), ``fallback``: always
+          empty, since a program is taken whole or refused.
+        """
+        options = dict(self._options)
+        layers: Counter[str] = Counter()
+        if self._compiled is not None:
+            for name in options:
+                options[name] = _plain(self._compiled.get_property(name))
+            for node in self._compiled.get_runtime_model().get_ops():
+                kind = node.get_rt_info()["layerType"].astype(str)
+                if kind not in ("Const", "Input", "Output"):
+                    layers[node.get_rt_info()["runtimePrecision"].astype(str)] += 1
+        return {
+            "backend": "openvino",
+            "compile_s": round(self._seconds, 4),
+            "weight_bytes": sum(
+                node.get_byte_size()
+                for node in ([] if self._built.model is None else self._built.model.get_ops())
+                if node.get_type_name() == "Constant"
+            ),
+            "versions": _versions(),
+            "options": options,
+            "precision": options["INFERENCE_PRECISION_HINT"],
+            "layers": dict(layers),
+            "fallback": [],
+            **self._facts,
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Write OpenVINO's own files, uncompressed, and what ``load`` needs, into a folder.
+
+        Returns:
+          The names of the files: the caller keeps their digests.
+
+        Raises:
+          ArtefactError: they cannot be written.
+        """
+        folder, names = Path(folder), []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._built.model is not None:
+                paths = [str(folder / name) for name in FILES]
+                self._openvino.serialize(self._built.model, *paths)
+                names += FILES
+            outputs = self._built.outputs
+            fixed = {
+                str(i): np.asarray(value).view(np.uint8) if value.dtype.kind == "V" else value
+                for i, value in enumerate(outputs)
+                if isinstance(value, np.ndarray)
+            }
+            if fixed:
+                np.savez(folder / CONSTANTS, **fixed)
+                names.append(CONSTANTS)
+            data = {
+                "schema": SCHEMA,
+                "inputs": list(self._built.inputs),
+                "outputs": [None if isinstance(out, np.ndarray) else out for out in outputs],
+                "in_avals": [[list(shape), dtype] for shape, dtype in self._built.in_avals],
+                "out_avals": [[list(shape), dtype] for shape, dtype in self._built.out_avals],
+                "options": {name: _plain(value) for name, value in self._options.items()},
+                "facts": self._facts,
+                "versions": _versions(),
+            }
+            (folder / META).write_text(json.dumps(data, indent=1))
+        except (OSError, RuntimeError) as error:
+            raise ArtefactError(f"{folder}: not written: {error}") from error
+        return [*names, META]
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> OpenVINOFunction:
+        """Read what ``save`` has written, and compile it again; no tracing, no calibration.
+
+        Args:
+          folder: whose files the caller has found undamaged by their digests.
+          threads: of a call; None: as when it was saved.
+          options: in place of those that were saved, by name.
+
+        Raises:
+          ArtefactError: files that are missing, damaged, or of a newer version.
+          MissingExtraError: OpenVINO is not installed.
+        """
+        openvino, folder = load_openvino(), Path(folder)
+        try:
+            data = json.loads((folder / META).read_text())
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"schema {data['schema']!r}, this version reads {SCHEMA}")
+            in_avals, out_avals = (
+                tuple((tuple(map(int, shape)), str(dtype)) for shape, dtype in data[name])
+                for name in ("in_avals", "out_avals")
+            )
+            fixed: Mapping[str, Any] = {}
+            if None in data["outputs"]:
+                with np.load(folder / CONSTANTS, allow_pickle=False) as file:
+                    fixed = {name: file[name] for name in file.files}
+            outputs = tuple(
+                _constant_of(fixed[str(i)], *aval) if out is None else int(out)
+                for i, (out, aval) in enumerate(zip(data["outputs"], out_avals, strict=True))
+            )
+            model = None
+            if any(out is not None for out in data["outputs"]):
+                model = openvino.Core().read_model(*(str(folder / name) for name in FILES))
+            inputs, facts, saved = tuple(data["inputs"]), data["facts"], data["options"]
+            _same_avals(model, inputs, outputs, in_avals, out_avals)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise ArtefactError(f"{folder}: not a program saved for OpenVINO: {error}") from error
+        made = Built(model, inputs, outputs, in_avals, out_avals, facts)
+        return cls(made, threads, {**saved, **(options or {})}, facts)
+
+
+def _held_as(dtype: str) -> np.dtype:
+    """Return the dtype in which OpenVINO is given a value: narrow floats in float32."""
+    return np.dtype(np.float32 if dtype in ("bfloat16", "float16") else dtypes.dtype_of(dtype))
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, _held_as(str(array.dtype)) if array.size else None).reshape(
+        array.shape
+    )
+
+
+def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array.astype(dtypes.dtype_of(dtype), copy=False)
+
+
+def _constant_of(array: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    want = dtypes.dtype_of(dtype)
+    return array.view(want).reshape(shape) if array.dtype != want else array.reshape(shape)
+
+
+def _same_avals(
+    model: Any,
+    inputs: Sequence[int],
+    outputs: Sequence[Any],
+    in_avals: Sequence[Any],
+    out_avals: Sequence[Any],
+) -> None:
+    """Raise ValueError unless OpenVINO's model has the inputs and outputs that are recorded."""
+    held = [out for out in outputs if not isinstance(out, np.ndarray)]
+    counts = (len(inputs), len(held))
+    got = (0, 0) if model is None else (len(model.inputs), len(model.outputs))
+    if counts != got:
+        raise ValueError(f"required {counts[0]} inputs and {counts[1]} outputs, got {got}")
+    if sorted(held) != list(range(len(held))) or any(not 0 <= i < len(in_avals) for i in inputs):
+        raise ValueError("inputs or outputs that are not there")
+    pairs = [(model.inputs[place], in_avals[index]) for place, index in enumerate(inputs)]
+    where = [i for i, out in enumerate(outputs) if not isinstance(out, np.ndarray)]
+    pairs += [(model.outputs[outputs[i]], out_avals[i]) for i in where]
+    for port, (shape, dtype) in pairs:
+        kind = port.element_type.to_dtype()
+        if tuple(port.shape) != shape or np.dtype(kind) != _held_as(dtype):
+            raise ValueError(f"required {dtype}{list(shape)}, got {port}")
+
+
+def _checked(openvino: Any, threads: int | None, options: Mapping[str, Any] | None) -> Any:
+    """Return the options as OpenVINO takes them.
+
+    Raises:
+      InputError: unknown names, and a number of threads below 1; all at once.
+    """
+    given = dict(options or {})
+    problems = []
+    if threads is not None:
+        if type(threads) is not int or threads < 1:
+            problems.append(f"threads: required a number from 1 on, got {threads!r}")
+        given["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
+    known = [n for n in supported if str(getattr(n, "is_mutable", lambda: True)()) == "True"]
+    for name in given:
+        if name not in supported:
+            problems.append(f"{name}: OpenVINO's CPU plugin has no such option")
+    if problems:
+        advice = f"known: {', '.join(sorted(map(str, known)))}"
+        raise InputError(listing("options for OpenVINO:", problems, advice))
+    return {**DEFAULTS, **given}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    name = getattr(value, "name", None)
+    return name if isinstance(name, str) else str(getattr(value, "get_type_name", value.__str__)())
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    found = {}
+    for name in ("openvino", "nncf", "jax", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _quantized(built: Built, how: Quantization) -> tuple[Built, dict[str, Any]]:
+    """Quantize a model by NNCF; returns what was done, too."""
+    nncf = load_openvino("nncf")
+    if built.model is None:
+        raise InputError("quantize: every output of this program is a constant")
+    batches = []
+    for number, batch in enumerate(how.batches):
+        if number == how.subset:
+            break
+        batches.append(_calibration_batch(built, number, batch))
+    if not batches:
+        raise InputError("quantize: required at least one batch of calibration data, got none")
+    transformer = how.transformer
+    if transformer is None:
+        transformer = bool(built.facts["products"].get("activation"))
+    started = time.perf_counter()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        warnings.simplefilter("ignore")
+        nncf.set_log_level(40)
+        model = nncf.quantize(
+            built.model,
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset(how.preset),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            subset_size=len(batches),
+            fast_bias_correction=how.fast_bias,
+        )
+    kinds = Counter(node.get_type_name() for node in model.get_ops())
+    done = {
+        "preset": how.preset,
+        "transformer": transformer,
+        "batches": len(batches),
+        "quantizers": kinds["FakeQuantize"],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return built._replace(model=model), done
+
+
+def _calibration_batch(built: Built, number: int, batch: Sequence[Any]) -> list[np.ndarray]:
+    arrays = [np.asarray(value) for value in batch]
+    got = [(array.shape, str(array.dtype)) for array in arrays]
+    if got != list(built.in_avals):
+        text = lambda avals: ", ".join(f"{dtype}{list(shape)}" for shape, dtype in avals)
+        raise InputError(
+            f"quantize: calibration batch {number}: required {text(built.in_avals)}, "
+            f"got {text(got)}"
+        )
+    return [np.array(_widened(arrays[index])) for index in built.inputs]
