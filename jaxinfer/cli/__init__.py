@@ -25,6 +25,7 @@ _COMMANDS = {
     "fold": "Fold batch norms and scales into the kernels before them.",
     "prune": "Mask weights to zero, unstructured or N:M.",
     "quantize": "Quantize weights, and activations if asked to.",
+    "compile": "Compile ahead of time, for every bucket, into an executable directory.",
     "audit": "Show what each transform did to every parameter.",
     "doctor": "Check versions, devices and numerics of this installation.",
 }

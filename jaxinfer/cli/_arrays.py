@@ -120,7 +120,7 @@ def read_batches(model: Model, file: str, size: int | None, notes: list[str]) ->
     return batches
 
 
-def arguments(model: Model, leaves: Sequence[Any]) -> dict[str, Any]:
+def arguments(model: Any, leaves: Sequence[Any]) -> dict[str, Any]:
     """Return the inputs by name, in the structure that the model takes."""
     filled = iter(leaves)
     named = zip(model.signature.names, model.signature.structures, strict=True)

@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -26,8 +27,15 @@ from jaxinfer.core.errors import ArtefactError, InputError
 @click.argument("inputs", metavar="INPUTS.npz")
 @click.option("-o", "--out", required=True, metavar="OUTPUTS.npz", help="The file to write.")
 @click.option("--key", type=int, metavar="N", help="Random key, for a model that samples.")
+@click.option(
+    "--executable",
+    is_flag=True,
+    help="OUT is what `jaxinfer compile` wrote: its native code is run, so trust it first.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUTS.npz if it exists.")
-def command(model_dir: str, inputs: str, out: str, key: int | None, overwrite: bool) -> None:
+def command(
+    model_dir: str, inputs: str, out: str, key: int | None, executable: bool, overwrite: bool
+) -> None:
     """Run the model directory OUT on the arrays of INPUTS.npz.
 
     Arrays are named as `jaxinfer inspect` names the inputs, or arr_0, arr_1 ... in order.
@@ -36,7 +44,8 @@ def command(model_dir: str, inputs: str, out: str, key: int | None, overwrite: b
     import jax
 
     from jaxinfer.cli import _console
-    from jaxinfer.core.parity import outputs_of
+    from jaxinfer.compile.executable import Executable
+    from jaxinfer.compile.store import load_executable
     from jaxinfer.io._npz import NpzFile
     from jaxinfer.io.artefact import load
 
@@ -45,16 +54,17 @@ def command(model_dir: str, inputs: str, out: str, key: int | None, overwrite: b
     archive = NpzFile(inputs)
     stages = _console.Stages()
     with stages.stage("load", f"loading {model_dir}"):
-        model = load(model_dir)
-    if model.program.random and key is None:
+        model = load_executable(model_dir) if executable else load(model_dir)
+    random = model.random if isinstance(model, Executable) else model.program.random
+    if random and key is None:
         raise InputError("this model samples random numbers: pass --key N")
     notes: list[str] = []
-    if key is not None and not model.program.random:
+    if key is not None and not random:
         notes.append("--key is not used: this model does not sample")
     given = arguments(model, input_leaves(model.inputs, archive, inputs, notes))
-    with stages.stage("run", "compiling and running"):
-        rng_key = jax.random.key(key) if key is not None and model.program.random else None
-        result = outputs_of(model, model(rng_key=rng_key, **given))
+    with stages.stage("run", "running" if executable else "compiling and running"):
+        rng_key = jax.random.key(key) if key is not None and random else None
+        result = _named(model, model(rng_key=rng_key, **given))
         arrays = {path: np.asarray(value) for path, value in result.items()}
     for path, array in arrays.items():
         wide = storable(array.dtype)
@@ -70,6 +80,19 @@ def command(model_dir: str, inputs: str, out: str, key: int | None, overwrite: b
     for note in notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"wrote {out}", markup=False)
+
+
+def _named(model: Any, result: Any) -> dict[str, Any]:
+    """Return results by path; of an executable, whose program is not known, as JAX names them."""
+    import jax
+
+    from jaxinfer.core.parity import outputs_of
+    from jaxinfer.core.program import param_names
+
+    if hasattr(model, "program"):
+        return outputs_of(model, result)
+    names = ["output" if name == "value" else name for name in param_names(result)]
+    return dict(zip(names, jax.tree.leaves(result), strict=True))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

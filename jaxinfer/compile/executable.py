@@ -88,6 +88,21 @@ class Executable:
         return self._frame.buckets
 
     @property
+    def signature(self) -> Signature:
+        """The arguments of a call, as those of the model."""
+        return self._frame.signature
+
+    @property
+    def inputs(self) -> tuple[LeafSpec, ...]:
+        """The input leaves in order, as those of the model."""
+        return self._frame.signature.leaves
+
+    @property
+    def random(self) -> bool:
+        """Whether a call needs ``rng_key``."""
+        return bool(self._frame.key_impl)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the parameters, once."""
         return sum(int(p.nbytes) for p in self._frame.params)
