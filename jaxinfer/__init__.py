@@ -21,6 +21,11 @@ from jaxinfer.api import load_calibration as load_calibration
 from jaxinfer.api import save as save
 from jaxinfer.api import save_calibration as save_calibration
 from jaxinfer.api import to_nnx as to_nnx
+from jaxinfer.compile.bucket import bucket as bucket
+from jaxinfer.compile.bucket import choose_buckets as choose_buckets
+from jaxinfer.compile.build import compile as compile
+from jaxinfer.compile.guard import no_compile as no_compile
+from jaxinfer.compile.store import load_executable as load_executable
 from jaxinfer.core.errors import JaxinferError as JaxinferError
 from jaxinfer.core.hoist import hoist_constants as hoist_constants
 from jaxinfer.core.model import Model as Model
@@ -31,6 +36,9 @@ from jaxinfer.core.structure import Output as Output
 from jaxinfer.core.transform import Transform as Transform
 from jaxinfer.core.transform import chain as chain
 from jaxinfer.core.transform import identity as identity
+from jaxinfer.sharding.mesh import make_mesh as make_mesh
+from jaxinfer.sharding.partition import partition as partition
+from jaxinfer.sharding.plan import ShardingPlan as ShardingPlan
 from jaxinfer.transforms._calibrate import calibrate as calibrate
 from jaxinfer.transforms.cast import Policy as Policy
 from jaxinfer.transforms.cast import cast as cast

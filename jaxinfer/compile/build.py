@@ -249,13 +249,6 @@ def _checked(
     """Return the entries with what the check found in their reports."""
     if check is False:
         return _with_checks(entries, [{"result": "not checked: check=False"}] * len(entries))
-    structures = flat.model.signature.structures
-
-    def run(arrays: Sequence[Any]) -> Sequence[Any]:
-        values = iter(flat.leaves(*flat.sort(arrays)))
-        args = [structure.unflatten(values) for structure in structures]
-        return jax.tree.leaves(executable(*args))
-
     found: list[dict[str, Any]] = []
     hindered = _hindered(flat, settings)
     for entry in entries:
@@ -265,6 +258,7 @@ def _checked(
         elif hindered:
             found.append({"result": f"not checked: {hindered}"})
         else:
+            run = executable.flat
             found += _check.check_entries(flat, spec, [entry], run, reasons, tolerance)
     return _with_checks(entries, found)
 

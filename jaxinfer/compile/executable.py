@@ -127,6 +127,11 @@ class Executable:
             arrays: Sequence[Any] = args
         else:
             arrays = self._arrays(frame.signature.flatten(args, kwargs))
+        return frame.finish(self.flat(arrays, rng_key))
+
+    def flat(self, arrays: Sequence[Any], rng_key: Any = None) -> Sequence[Any]:
+        """Run on the array inputs in order; returns the results as a flat list."""
+        frame = self._frame
         try:
             route = self._routes[tuple([(a.shape, a.dtype) for a in arrays])]
         except (KeyError, AttributeError, TypeError):
@@ -146,7 +151,7 @@ class Executable:
                 out if cut is None else jax.device_put(np.asarray(out)[cut])
                 for out, cut in zip(outs, slices, strict=True)
             ]
-        return frame.finish(outs)
+        return outs
 
     def _arrays(self, values: Sequence[Any]) -> list[Any]:
         leaves = self._frame.signature.leaves
