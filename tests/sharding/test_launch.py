@@ -1,0 +1,265 @@
+"""``jaxinfer launch``: who is named, that all end, and that nothing stays behind.
+
+Most programs here are a few lines of Python without JAX: what is tested is the launcher.
+"""
+
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from jaxinfer.cli import _launch
+from jaxinfer.cli._launch import LaunchError, Settings, environment, launch
+from jaxinfer.cli.launch import command
+from jaxinfer.core.errors import InputError
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
+
+
+def program(code):
+    head = "import os, sys, time, signal, subprocess; me = int(os.environ['JAX_PROCESS_ID'])\n"
+    return [sys.executable, "-S", "-c", head + textwrap.dedent(code)]
+
+
+def run(code, processes=2, **options):
+    """Launch a program; returns what it wrote to stdout and stderr, as text."""
+    out, err = io.BytesIO(), io.BytesIO()
+    argv = program(code) if isinstance(code, str) else code
+    try:
+        launch(argv, Settings(processes, **options), out=out, err=err)
+    finally:
+        run.out, run.err = out.getvalue().decode(), err.getvalue().decode()
+    return run.out, run.err
+
+
+def alive(pid):
+    """Return whether a process runs; one that waits to be reaped does not."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def test_prefixes_and_logs(tmp_path):
+    out, err = run(
+        """
+        print("hello")
+        print("it is odd", file=sys.stderr)
+        sys.stdout.write("no end of line")
+        """,
+        processes=3,
+        log_dir=tmp_path / "logs",
+    )
+    want = [f"[{i}] {text}" for i in range(3) for text in ("hello", "no end of line")]
+    assert sorted(out.splitlines()) == sorted(want)
+    assert sorted(err.splitlines()) == [f"[{i}] it is odd" for i in range(3)]
+    for index in range(3):
+        log = (tmp_path / "logs" / f"process-{index}.log").read_text()
+        assert "it is odd" in log
+        assert "hello\nno end of line" in log.replace("it is odd\n", "")
+
+
+def test_plain():
+    out, err = run("print('result', me); print('[Gloo] Rank 1 is connected')", plain=True)
+    assert out == "result 0\n"
+    assert "[1] result 1\n" in err
+    assert "[0] [Gloo] Rank 1 is connected\n" in err
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("sys.exit(3)", "process 1 of 2 ended with code 3"),
+        ("os.kill(os.getpid(), 9)", "process 1 of 2 was ended by SIGKILL (9); somebody killed it"),
+        ("os.abort()", "process 1 of 2 was ended by SIGABRT (6); it ended itself"),
+        ("os.kill(os.getpid(), 40)", "process 1 of 2 was ended by a signal (40)"),
+    ],
+)
+def test_the_first_failure_ends_all(code, message):
+    started = time.monotonic()
+    with pytest.raises(LaunchError) as error:
+        run(
+            f"""
+            print(os.getpid(), flush=True)
+            if me == 1:
+                print("the reason", file=sys.stderr)
+                sys.stderr.flush()
+                {code}
+            time.sleep(600)
+            """
+        )
+    assert time.monotonic() - started < 300  # it did not sleep
+    text = str(error.value)
+    assert text.startswith(f"launch: {message}")
+    assert "the last lines of process 1 on stderr:\n  the reason\n" in text
+    assert text.endswith("ended with it: process 0")
+    pids = [int(line.split()[1]) for line in run.out.splitlines()]
+    assert not any(map(alive, pids))
+
+
+def test_the_log_is_named(tmp_path):
+    with pytest.raises(LaunchError, match=f"all output is in {tmp_path}"):
+        run("sys.exit(1)", processes=1, log_dir=tmp_path)
+
+
+def test_stacks_are_left_out_of_the_message():
+    with pytest.raises(LaunchError) as error:
+        run(
+            "sys.exit('F0 fatal\\n*** Check failure stack trace: ***\\n    @ 0x1 f()')", processes=1
+        )
+    assert str(error.value).splitlines()[2:] == ["  F0 fatal"]
+
+
+def test_who_ignores_sigterm_is_killed():
+    with pytest.raises(LaunchError):
+        run(
+            """
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print(os.getpid(), flush=True)
+            if me == 1:
+                time.sleep(0.2)
+                sys.exit(1)
+            time.sleep(600)
+            """,
+            grace=0.1,
+        )
+    assert not any(alive(int(line.split()[1])) for line in run.out.splitlines())
+
+
+def test_what_a_process_has_started_ends_with_it():
+    """Also where the process itself ended well: its group holds what it left behind."""
+    for end in ("sys.exit(0)", "sys.exit(1)"):
+        code = f"""
+            made = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+            print(made.pid, flush=True)
+            {end}
+            """
+        if end == "sys.exit(0)":
+            run(code, processes=1)
+        else:
+            with pytest.raises(LaunchError):
+                run(code, processes=1)
+        (line,) = run.out.splitlines()
+        until = time.monotonic() + 10
+        while alive(int(line.split()[1])) and time.monotonic() < until:
+            time.sleep(0.01)  # it is no child of ours: it is reaped when it is
+        assert not alive(int(line.split()[1]))
+
+
+def test_timeout():
+    with pytest.raises(LaunchError, match=r"the time is over: processes 0, 1 still ran after 0\.3"):
+        run("time.sleep(600)", timeout=0.3, grace=1)
+
+
+def test_one_ends_early_and_the_other_waits():
+    text = r"process 1 came to the end, and process 0 still ran 0\.2 s later"
+    with pytest.raises(LaunchError, match=text):
+        run("me or time.sleep(600)", apart=0.2)
+    with pytest.raises(LaunchError, match=text):  # in JAX's barrier at the end: said by the pipe
+        run("me and os.write(int(os.environ['JAXINFER_LAUNCH']), b'.'); time.sleep(600)", apart=0.2)
+    run("me or time.sleep(0.3)", apart=100)
+    run("os.write(int(os.environ['JAXINFER_LAUNCH']), b'.'); time.sleep(0.4)", apart=0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_launcher(number):
+    """Ctrl-C and kill of the launcher itself end all."""
+    code = program("print(os.getpid(), flush=True); time.sleep(600)")
+    text = (
+        f"import sys; from jaxinfer.cli._launch import *; launch({code!r}, Settings(2, grace=0.2))"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
+    assert all(map(alive, pids))
+    launcher.send_signal(number)
+    _, err = launcher.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a child")
+def test_killed_launcher():
+    code = program("print(os.getpid(), flush=True); time.sleep(600)")
+    text = f"from jaxinfer.cli._launch import *; launch({code!r}, Settings(2))"
+    launcher = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
+    launcher.kill()
+    launcher.communicate(timeout=60)
+    until = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(alive, pids))
+
+
+def test_a_program_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="launch: no-such-program: no such program"):
+        run(["no-such-program"])
+    file = tmp_path / "program"
+    file.write_text("#!/no/such/interpreter")
+    file.chmod(0o755)
+    with pytest.raises(LaunchError, match=f"{file}: cannot be started: No such file"):
+        run([str(file)])
+
+
+def test_a_system_without_groups(monkeypatch):
+    monkeypatch.setattr(_launch.os, "name", "nt")
+    with pytest.raises(InputError, match="process groups, which this system lacks"):
+        launch(["true"], Settings(1))
+
+
+def test_environment():
+    base = {"XLA_FLAGS": "--a --xla_force_host_platform_device_count=3 --b", "HOME": "/h"}
+    first, second = (environment(Settings(2, 4, apart=7), i, 1234, base) for i in range(2))
+    assert first["HOME"] == "/h"
+    assert first["JAX_COORDINATOR_ADDRESS"] == "127.0.0.1:1234"
+    assert first["JAX_COORDINATOR_BIND_ADDRESS"] == "127.0.0.1:1234"  # not on every interface
+    assert (first["JAX_NUM_PROCESSES"], first["JAX_PROCESS_ID"]) == ("2", "0")
+    assert first["JAX_NUM_CPU_DEVICES"] == "4"
+    assert first["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] == "gloo"
+    assert first["JAX_PLATFORMS"] == "cpu"
+    assert first["XLA_FLAGS"] == "--a --b"
+    assert int(first["JAXINFER_SHUTDOWN_TIMEOUT"]) > 7  # the launcher speaks first
+    assert second == first | {"JAX_PROCESS_ID": "1"}
+    assert "no_proxy" not in first
+    proxied = environment(Settings(1), 0, 1, {"http_proxy": "p", "no_proxy": "x"})
+    assert proxied["no_proxy"] == "x,127.0.0.1,localhost"
+    assert proxied["JAX_CHECK_PROXY_ENVS"] == "false"
+
+
+def test_cuda_devices_are_divided():
+    settings = Settings(2, 2, "cuda")
+    made = [environment(settings, i, 1, {}) for i in range(2)]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in made] == ["0,1", "2,3"]
+    assert "JAX_NUM_CPU_DEVICES" not in made[0]
+    base = {"CUDA_VISIBLE_DEVICES": "7,3,GPU-a,0,1"}
+    made = [environment(settings, i, 1, base) for i in range(2)]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in made] == ["7,3", "GPU-a,0"]
+    with pytest.raises(InputError, match="need 4, CUDA_VISIBLE_DEVICES=7,3,1 has 3"):
+        environment(settings, 0, 1, {"CUDA_VISIBLE_DEVICES": "7,3,1"})
+
+
+def test_command(monkeypatch):
+    seen = []
+    monkeypatch.setattr(_launch, "launch", lambda *a: seen.append(a))
+    line = (
+        "-n 2 --devices-per-process 4 --plain --timeout 9 --log-dir d -- python p.py --plain -n 3"
+    )
+    done = CliRunner().invoke(command, line.split())
+    assert done.exit_code == 0, done.output
+    ((argv, settings),) = seen
+    assert argv == ("python", "p.py", "--plain", "-n", "3")
+    want = Settings(2, 4, "cpu", pathlib.Path("d"), True, 9.0, 300.0, 5.0)
+    assert settings == want
+    for wrong in ("-- true", "-n 0 -- true", "-n 2", "-n 2 --timeout 0 -- true"):
+        assert CliRunner().invoke(command, wrong.split()).exit_code == 2
