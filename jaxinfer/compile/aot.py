@@ -230,9 +230,7 @@ def _compile(flat: Flat, job: Job, settings: Settings) -> Entry:
     report = _report(job, compiled, payload, origin, seconds)
     resident = sum(_local_bytes(p) for p in settings.params)
     _memory.require(job.name, report.device_bytes, settings.devices, resident)
-    outputs = tuple(
-        tuple(None if axis is None else tuple(axis) for axis in axes) for axes in job.padded.outputs
-    )
+    outputs = outputs_of(job.padded)
     shapes = tuple(struct.shape for struct in job.structs)
     return Entry(
         *(job.sizes, shapes, job.shardings, job.padded.needs, outputs, compiled, report, payload)
@@ -265,7 +263,7 @@ def _report(job: Job, compiled: Any, payload: Any, origin: str, seconds: float) 
         flops=cost.flops,
         flops_notes=tuple(cost.notes()),
         collectives=tuple(tuple(item) for item in _moved(compiled)) if parts else (),
-        masked=tuple(_plain(item) for item in job.padded.masked),
+        masked=tuple(plain(item) for item in job.padded.masked),
         notes=job.notes,
     )
 
@@ -274,7 +272,15 @@ def _moved(compiled: Any) -> list[tuple[str, int, int]]:
     return [(item.kind, item.bytes, item.count) for item in collectives(compiled.as_text())]
 
 
-def _plain(item: Any) -> Any:
+def outputs_of(padded: Any) -> tuple[tuple[tuple[str, int, int] | None, ...], ...]:
+    """Return the real sizes of the axes of the results, as plain tuples."""
+    return tuple(
+        tuple(None if axis is None else tuple(axis) for axis in axes) for axes in padded.outputs
+    )
+
+
+def plain(item: Any) -> Any:
+    """Return a named tuple as a dict, for JSON."""
     return item._asdict() if hasattr(item, "_asdict") else item
 
 

@@ -51,7 +51,6 @@ class Source(NamedTuple):
     flat: Flat
     jobs: Sequence[aot.Job]
     settings: aot.Settings
-    backend: str
 
 
 def compile(
@@ -132,14 +131,21 @@ def compile(
     entries: list[Entry] | None = None
     jobs: list[aot.Job] = []
     if backend == "openvino":
-        entries, notes = _openvino(flat, spec, padded, settings, fallback, progress)
-        settings = settings._replace(options={}) if entries is None else settings
+        from jaxinfer.compile._backend import build_openvino
+
+        entries, notes = build_openvino(flat, spec, padded, settings, fallback, progress)
+        settings = settings._replace(options={})  # they were the back-end's own
+        if tolerance is None and options.get("quantize") is not None and entries is not None:
+            tolerance = _check.INT8
     if entries is None:
         jobs = [aot.lower(flat, spec, sizes, each, settings) for sizes, each in padded]
         entries = aot.compile_all(flat, jobs, settings, progress)
-        backend = "xla"
     frame = _frame(flat, spec, settings, padded, notes)
-    made = functools.partial(Executable, frame, source=Source(flat, jobs, settings, backend))
+    if not jobs:  # the code has its weights inside
+        inside = sum(int(array.nbytes) for array in frame.params)
+        info = {**frame.info, "param_bytes": inside}
+        frame = frame._replace(names=(), params=[], info=info)
+    made = functools.partial(Executable, frame, source=Source(flat, jobs, settings))
     executable = made(_checked(flat, spec, entries, made(entries), settings, check, tolerance))
     if warm_up:
         executable.warm_up()
@@ -293,16 +299,3 @@ def _hindered(flat: Flat, settings: aot.Settings) -> str:
         return "several processes: no process has the whole model"
     parts = [a for a in flat.arrays if isinstance(a, jax.Array) and len(a.devices()) > 1]
     return "the parameters came in shards: no device has them all" if parts else ""
-
-
-def _openvino(
-    flat: Flat,
-    spec: Spec,
-    padded: Sequence[Any],
-    settings: aot.Settings,
-    fallback: str | None,
-    progress: aot.Progress | None,
-) -> tuple[list[Entry] | None, list[str]]:
-    from jaxinfer.compile._backend import build_openvino
-
-    return build_openvino(flat, spec, padded, settings, fallback, progress)

@@ -105,7 +105,8 @@ class Executable:
     @property
     def nbytes(self) -> int:
         """Bytes of the parameters, once."""
-        return sum(int(p.nbytes) for p in self._frame.params)
+        inside = int(self._frame.info.get("param_bytes", 0))
+        return inside or sum(int(p.nbytes) for p in self._frame.params)
 
     def __call__(self, *args: Any, rng_key: Any = None, **kwargs: Any) -> Any:
         """Run on inputs by position or name; any size up to the largest bucket.
@@ -269,7 +270,7 @@ class Executable:
     def report(self) -> CompileReport:
         """Return what it is made of, bucket by bucket; ``print`` it."""
         frame = self._frame
-        local = sum(_on_one_device(p) for p in frame.params)
+        local = sum(_on_one_device(p) for p in frame.params) or self.nbytes
         kind = frame.devices[0].device_kind
         return CompileReport(
             tuple(entry.report for entry in self._entries),

@@ -3,6 +3,7 @@
     executable.json       format, key of the native code (``_key``), signature, buckets, shardings,
                           reports; length and SHA-256 of every other file
     bucket-000.bin        native code (``_native.serialize``): a pickle, so load only what you trust
+    bucket-000.openvino/  OpenVINO's own files, in place of both; they are compiled on load
     bucket-000.stablehlo  the same function as StableHLO (``jax.export``), where it can be exported
     params.safetensors    the parameters, once for all buckets
 
@@ -37,9 +38,9 @@ from jaxinfer.core.arrays import owned
 from jaxinfer.core.errors import ArtefactError, CheckpointError, listing
 from jaxinfer.core.signature import LeafSpec, Signature
 from jaxinfer.io import _json
-from jaxinfer.io._directory import replacing, write_bytes
+from jaxinfer.io._directory import replacing, sha256, write_bytes
 from jaxinfer.io.artefact import write_leaves
-from jaxinfer.io.checkpoint import open_checkpoint
+from jaxinfer.io.checkpoint import open_checkpoint, plain_name
 
 FORMAT, SCHEMA, INDEX = "jaxinfer-executable", 1, "executable.json"
 
@@ -64,11 +65,17 @@ def _write(executable: Executable, folder: Path) -> None:
     files: dict[str, Any] = {}
     described, lacking = [], []
     for number, entry in enumerate(entries):
-        code = entry.payload
+        code, name = entry.payload, f"bucket-{number:03}"
+        if entry.report.backend == "openvino":
+            for part in entry.code.function.save(folder / f"{name}.openvino"):
+                path = folder / f"{name}.openvino" / part
+                about = {"length": path.stat().st_size, "sha256": sha256(path)}
+                files[f"{name}.openvino/{part}"] = about
+            described.append({**_describe(entry), "file": name, "export": "none: OpenVINO"})
+            continue
         if code is None:
             lacking.append(f"{entry.report.name}: the platform does not give its code away")
             continue
-        name = f"bucket-{number:03}"
         files[f"{name}.bin"] = _file(folder / f"{name}.bin", code)
         export, why = _export(executable, number)
         if export is not None:
@@ -76,7 +83,8 @@ def _write(executable: Executable, folder: Path) -> None:
         described.append({**_describe(entry), "file": name, "export": why or "stablehlo"})
     if lacking:
         raise ArtefactError(listing("this executable cannot be saved:", lacking))
-    digests = write_leaves(dict(zip(frame.names, frame.params, strict=True)), folder)
+    params = dict(zip(frame.names, frame.params, strict=True))
+    digests = write_leaves(params, folder) if params else {}
     for name, digest in digests.items():
         files[name] = {"length": (folder / name).stat().st_size, "sha256": digest}
     data = {
@@ -225,6 +233,10 @@ def _load(folder: Path, data: Mapping[str, Any], strict: bool) -> Executable:
             (*counts[:3], len(described["needs"]), counts[3], len(described["outputs"]))
         )
         code_bytes, started = None, time.perf_counter()
+        if described["report"]["backend"] == "openvino":
+            made = _load_openvino(folder / f"{name}.openvino")
+            entries.append(_entry(described, plan, made, None, "", started))
+            continue
         with x64_scope(bool(data["x64"])):
             if not why:
                 code_bytes = (folder / f"{name}.bin").read_bytes()
@@ -246,14 +258,19 @@ def _load(folder: Path, data: Mapping[str, Any], strict: bool) -> Executable:
     return Executable(_frame(data, params, devices, plan), entries, exports)
 
 
+def _load_openvino(folder: Path) -> Any:
+    from jaxinfer.compile._backend import Call
+    from jaxinfer.compile._openvino import OpenVINOFunction
+
+    return Call(OpenVINOFunction.load(folder))
+
+
 def _damaged(folder: Path, files: Mapping[str, Any]) -> dict[str, str]:
     """Return what is wrong with the files, by name; lengths first, then digests."""
-    from jaxinfer.io._directory import sha256
-
     found = {}
     for name, about in files.items():
         path = folder / name
-        if Path(name).name != name:
+        if not _inside(name):
             found[name] = f"{name[:80]!r}: not a file name"
         elif not path.is_file():
             found[name] = f"{name}: missing"
@@ -263,6 +280,12 @@ def _damaged(folder: Path, files: Mapping[str, Any]) -> dict[str, str]:
         elif sha256(path) != about["sha256"]:
             found[name] = f"{name}: other bytes than were written (SHA-256)"
     return found
+
+
+def _inside(name: str) -> bool:
+    """Return whether a name is that of a file of the directory, or of a folder in it."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(map(plain_name, parts))
 
 
 def _devices(data: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
