@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,11 +142,12 @@ class CompileReport(Sequence[BucketReport]):
         lines.insert(0, head + (f"; sharded: {self.strategy}" if self.strategy else ""))
         for bucket in self.buckets:
             lines += [f"{bucket.name}: {note}" for note in (*bucket.notes, *bucket.flops_notes)]
-            lines += [f"{bucket.name}: masked {_text(item)}" for item in bucket.masked]
+            if bucket.masked:
+                lines.append(f"{bucket.name}: masked {_counted(bucket.masked)}")
         return "\n".join([*lines, *self.notes])
 
 
-def _text(item: Any) -> str:
-    if isinstance(item, Mapping):
-        return " ".join(map(str, item.values()))
-    return " ".join(map(str, item)) if isinstance(item, (tuple, list)) else str(item)
+def _counted(masked: Sequence[Any]) -> str:
+    """Return how many equations of each kind are masked; ``to_json()`` has them one by one."""
+    kinds = collections.Counter(str(item["primitive"]) for item in masked)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

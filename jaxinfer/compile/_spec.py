@@ -29,7 +29,8 @@ class Spec(NamedTuple):
     Attributes:
       leaves: array leaves of the inputs in order, with integers and names for sizes.
       buckets: the sizes of each bucketed dimension, rising.
-      low: the least size that each bucketed dimension may have.
+      low: the least size that each bucketed dimension may have: that of the model; and 1 where
+        there is a bucket of 1.
       model_names: the model's own name of each bucketed dimension.
     """
 
@@ -110,7 +111,8 @@ def resolve(
     low = {}
     for name, each in sizes.items():
         bounds = model.signature.symbols.get(names.model_name(name), (0, None))
-        low[name] = bounds[0]
+        # a bucket of 1 holds 1 and not 0: at size 1 axes broadcast, so it says nothing of others
+        low[name] = max(bounds[0], 1) if 1 in each else bounds[0]
         high = bounds[1]
         problems += [
             f"buckets: {name}: the model takes {bounds[0]} to {high}, not {size}"

@@ -41,7 +41,7 @@ _FREE = _names(
     dynamic_update_slice gather scatter iota copy convert_element_type bitcast_convert_type
     reduce_precision real imag complex conj split empty device_put optimization_barrier
     sharding_constraint reshard layout_constraint mesh_cast pvary pcast create_token
-    axis_index random_wrap random_unwrap"""
+    axis_index random_wrap random_unwrap stack stop_gradient"""
 )
 _ELEMENTWISE = _names(
     """add sub mul div rem neg abs sign floor ceil round max min clamp nextafter is_finite

@@ -49,7 +49,8 @@ def test_which_sizes_are_exact():
     spec = resolve(model, {"x": ("b", 3)}, {"b": [1, 2, 4]})
     assert spec.exact({"b": 2}) == ("b",)  # 1 has a bucket of its own
     assert spec.exact({"b": 4}) == ()
-    assert spec.exact({"b": 1}) == ()  # it takes 0 as well
+    assert spec.exact({"b": 1}) == ("b",)
+    assert resolve(model, {"x": ("b", 3)}, {"b": [2]}).exact({"b": 2}) == ()  # 0 and 1 as well
 
 
 @pytest.mark.parametrize(
