@@ -1,8 +1,10 @@
 """Traces of a model's flat function at a bucket's sizes and at sizes beside it.
 
 The neighbours are few and near (``B - 1``, about 4 % below, else above), so that Python's own
-decisions by size are those of the bucket, and never of size 1, which broadcasts. They differ
-enough to show in bfloat16, whose numbers of 512 and of 511 are the same.
+decisions by size are those of the bucket, and not of size 1, which broadcasts. They differ
+enough to show in bfloat16, whose numbers of 512 and of 511 are the same. The size next to the
+bucket must be the same program; where one further away is not (a limit above which a model
+computes in blocks), another is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import jax
 
 from jaxinfer.compile._pad_axes import Factor, State, canonical
 from jaxinfer.compile._pad_sizes import Length, Observed
-from jaxinfer.core._compat import x64_scope
+from jaxinfer.core._compat import inner, subjaxprs, x64_scope
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.leaves import leaves, map_leaves
 from jaxinfer.core.model import Model
@@ -106,40 +108,56 @@ def beside(
     Cost: 2 traces for each symbol, 2 more in all.
     """
     base = dict(bucket)
-    sizes, flats = [base], [trace(model, at_sizes(shapes, base), dtypes)]
-    first: dict[str, int] = {}
+    first = trace(model, at_sizes(shapes, base), dtypes)
+    sizes, flats = [base], [first]
+    program, adjacent = _outline(first.jaxpr), dict(base)
+
+    def at(here: Mapping[str, int]) -> Flat:
+        return trace(model, at_sizes(shapes, here), dtypes)
+
     for symbol in moving:
-        count, fault = 0, None
+        found: list[tuple[int, Flat]] = []
+        fault = ""
         for size in _near(base[symbol]):
-            here = {**base, symbol: size}
             try:
-                flat = trace(model, at_sizes(shapes, here), dtypes)
+                flat = at({**base, symbol: size})
             except Exception as error:  # whatever the model raises at a size that it does not take
                 fault = fault or f"{symbol} = {size}: {type(error).__name__}: {error}"
                 continue
-            sizes.append(here)
-            flats.append(flat)
-            first.setdefault(symbol, size)
-            if (count := count + 1) == 2:
+            other = _outline(flat.jaxpr) != program
+            if other and found and _outline(found[0][1].jaxpr) == program:
+                continue  # beyond a limit at which the model computes in another way
+            found.append((size, flat))
+            if other or len(found) == 2:
                 break
-        if count < 2:
+        if len(found) < 2 and not (found and other):
             raise InputError(
-                f"{symbol} = {base[symbol]} cannot be told from other sizes: the model was traced "
-                f"at {count} sizes beside it, 2 are needed (at {str(fault)[:300]}); declare the "
-                f"size exact if it is always {base[symbol]}"
+                f"{symbol} = {base[symbol]} cannot be told from other sizes: of 2 traces at sizes "
+                f"beside it there is {len(found)} ({fault[:300] or 'the others differ'}); declare "
+                f"the size exact if it is always {base[symbol]}"
             )
+        adjacent[symbol] = found[0][0]
+        sizes += [{**base, symbol: size} for size, _ in found]
+        flats += [flat for _, flat in found]
     if len(moving) > 1:
-        here = {**base, **first}
-        sizes.append(here)
-        flats.append(trace(model, at_sizes(shapes, here), dtypes))
+        sizes.append(adjacent)
+        flats.append(at(adjacent))
     return Beside(tuple(flats), Observed(sizes))
+
+
+def _outline(jaxpr: Any) -> tuple[Any, ...]:
+    """Return the primitives of a jaxpr, and of those inside."""
+    return tuple(
+        (eqn.primitive.name, *(_outline(inner(sub)[0]) for sub in subjaxprs(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _near(size: int) -> list[int]:
     """Return sizes to try beside a bucket's, the best first; 1 only where there is no other."""
     far = 2 + size // 24
-    steps = [size - 1, size - far, size + 1, size + far, size - 3, size + 3]
-    steps += [size + sign * step for step in (2, 4, 8, 16, 32) for sign in (-1, 1)]
+    steps = [size - 1, size - far, size + 1, size + far, size - 2, size + 2, size - 3, size + 3]
+    steps += [size + sign * step for step in (4, 8, 16, 32) for sign in (-1, 1)]
     steps += [size // 2, 2 * size]
     good = [n for n in dict.fromkeys(steps) if n > 1 and n != size]
     return [*good, *([1] if size != 1 else [])]

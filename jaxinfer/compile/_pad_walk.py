@@ -35,7 +35,7 @@ from jaxinfer.compile._pad_axes import (
 )
 from jaxinfer.compile._pad_sizes import Length, Number, Observed
 from jaxinfer.core._bodies import Body, bodies
-from jaxinfer.core._compat import scan_counts, source_line
+from jaxinfer.core._compat import scan_counts, scope_of, source_line
 
 Address = tuple[int, ...]
 INLINE = (
@@ -101,6 +101,12 @@ class Findings:
         formulas = [f for by in self.numbers.values() for f in by.values()]
         formulas += [formula for _, formula in self.constants.values()]
         return found.union(*map(symbols_of, formulas)) if formulas else found
+
+
+def where(eqn: Any) -> str:
+    """Return the source line of an equation, and the module that it belongs to if that is known."""
+    scope = scope_of(eqn)
+    return f"{source_line(eqn)} in {scope}" if scope else source_line(eqn)
 
 
 def symbols_of(formula: Any) -> frozenset[str]:
@@ -199,7 +205,7 @@ class Site:
             return None
         reads = frozenset(self.reads).union(*(symbols_of(mask.factors) for mask in self.masks))
         masks, notes = tuple(self.masks), tuple(self.notes)
-        return Action(masks, self.compute, notes, reads, self.name, source_line(self.eqn))
+        return Action(masks, self.compute, notes, reads, self.name, where(self.eqn))
 
 
 Rule = Callable[[Site], Sequence[State]]
@@ -440,7 +446,7 @@ class Walker:
                 return f"it is not there at {sizes_text(at)}"
             other = eqn.primitive.name
             if other != base.primitive.name:
-                return f"at {sizes_text(at)} there is {other} in its place ({source_line(eqn)})"
+                return f"at {sizes_text(at)} there is {other} in its place ({where(eqn)})"
             if len(eqn.invars) != len(base.invars) or len(eqn.outvars) != len(base.outvars):
                 return f"at {sizes_text(at)} it has another number of operands"
             pairs = zip((*base.invars, *base.outvars), (*eqn.invars, *eqn.outvars), strict=True)
@@ -463,7 +469,7 @@ class Walker:
         return ""
 
     def _problem(self, address: Address, eqn: Any, why: str) -> None:
-        self.found.problems[address] = f"{eqn.primitive.name} at {source_line(eqn)}: {why}"
+        self.found.problems[address] = f"{eqn.primitive.name} at {where(eqn)}: {why}"
 
 
 _FIXED = ("reverse", "unroll", "num_consts", "num_carry", "cond_nconsts", "body_nconsts")

@@ -87,3 +87,8 @@ def in_tpu_vm() -> bool:
     from jax._src import cloud_tpu_init
 
     return bool(cloud_tpu_init.running_in_cloud_tpu_vm)
+
+
+def scope_of(eqn: Any) -> str:
+    """Return the names (``jax.named_scope``, modules) that an equation was made under."""
+    return str(eqn.source_info.name_stack)
