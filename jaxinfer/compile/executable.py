@@ -242,6 +242,9 @@ class Executable:
             for name, sizes in frame.buckets.items()
         )
         entry = self._by_sizes[chosen]
+        empty = [name for name in entry.needs if real.get(name) == 0]
+        if empty:
+            raise InputError(f"{', '.join(empty)}: 0: a size that masks depend on is 1 or more")
         targets = [
             None if array.shape == shape else shape
             for array, shape in zip(arrays, entry.shapes, strict=True)
