@@ -87,7 +87,7 @@ def writable(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(memory, array.dtype).reshape(array.shape)
 
 
-class OpenVINOUnsupported(JaxinferError, NotImplementedError):  # noqa: N818
+class OpenVINOUnsupported(JaxinferError, NotImplementedError):
     """A program holds what OpenVINO cannot compute as JAX does.
 
     Attributes:
