@@ -92,8 +92,3 @@ def in_tpu_vm() -> bool:
 def scope_of(eqn: Any) -> str:
     """Return the names (``jax.named_scope``, modules) that an equation was made under."""
     return str(eqn.source_info.name_stack)
-
-
-def scope(eqn: Any) -> str:
-    """Return the names under which an equation was made: a converted model's module path."""
-    return str(eqn.source_info.name_stack)
