@@ -21,6 +21,7 @@ class StageRow(NamedTuple):
       aliased_bytes: boundary values whose buffers its results take over.
       compile_s: seconds of lowering and compiling (stages compile side by side).
       params: names of its parameters.
+      begins: its first equation, with the module or the line that it comes from.
     """
 
     stage: int
@@ -35,6 +36,7 @@ class StageRow(NamedTuple):
     aliased_bytes: int
     compile_s: float
     params: tuple[str, ...]
+    begins: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,8 @@ class PipelineReport:
 
     def notes(self) -> list[str]:
         """Return what a reader must know besides the table."""
-        found = [
+        found = [f"stage {row.stage} begins at {row.begins}" for row in self.stages[1:]]
+        found += [
             f"{name} is on stages {', '.join(map(str, where))}" for name, where in self.tied.items()
         ]
         if self.recomputed:

@@ -27,7 +27,7 @@ def choose_devices(devices: Sequence[Any] | None, stages: int) -> list[Any]:
     if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
         raise InputError(f"pipeline: stages must be an integer of 1 or more, got {stages!r}")
     if devices is None:
-        there = jax.devices()
+        there = jax.local_devices()
         if len(there) < stages:
             raise InputError(
                 f"pipeline: {stages} stages need {stages} devices, there are {len(there)} "
@@ -35,12 +35,12 @@ def choose_devices(devices: Sequence[Any] | None, stages: int) -> list[Any]:
                 "several times), or on CPU set jax_num_cpu_devices before the first use of JAX"
             )
         return there[:stages]
-    known = {device for platform in _platforms() for device in jax.devices(platform)}
+    known = {device for name in _platforms() for device in jax.local_devices(backend=name)}
     wrong = [repr(device) for device in devices if device not in known]
     if wrong:
         raise InputError(
             listing(
-                "pipeline: each stage has one device of jax.devices() (no meshes, no names), got:",
+                "pipeline: each stage has one device of this process (no meshes, no names); got:",
                 wrong,
             )
         )

@@ -32,6 +32,7 @@ from jaxinfer.compile._stages_check import check_rows
 from jaxinfer.compile._stages_choose import choose_cuts, choose_devices, result_axes
 from jaxinfer.compile._stages_inputs import Inputs, check_microbatch, resolve
 from jaxinfer.compile._stages_run import run
+from jaxinfer.core import _compat
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.arrays import as_array
 from jaxinfer.core.errors import InputError, InputTypeError, listing
@@ -61,8 +62,8 @@ def pipeline(
         sizes are numbers apart from the batch. By default the model's own signature.
       stages: k, how many.
       microbatch: rows of a micro-batch.
-      devices: one for each stage; by default the first k of ``jax.devices()``. The same device
-        may stand there several times.
+      devices: one for each stage; by default the first k of ``jax.local_devices()``. The same
+        device may stand there several times.
       boundaries: where stages 1 to k - 1 begin, instead of the balanced cut: a regular
         expression (the first equation that reads a parameter whose path it matches), or a
         position in the list of equations.
@@ -212,6 +213,7 @@ class Pipeline:
                     stage.aliased,
                     stage.compile_s,
                     tuple(names[number]),
+                    self._where([0, *self.positions][number]),
                 )
             )
         again = [
@@ -224,6 +226,28 @@ class Pipeline:
             len(again),
             tuple(".".join(map(str, at)) + f": {list(n)}" for at, n in self.splits.items()),
             self.rows,
+        )
+
+    def equations(self) -> list[str]:
+        """Return a line for each equation that can be cut at: position, stage, what and where.
+
+        A position is what ``boundaries`` takes: the stage would begin with that equation.
+        """
+        edges = [0, *self.positions]
+        stage_of = {position: stage for stage, position in enumerate(edges)}
+        lines, stage = [], 0
+        for position, index in enumerate(self.measured.order):
+            stage = stage_of.get(position, stage)
+            cost = self.measured.costs[index]
+            lines.append(f"{position:>5}  stage {stage}  {cost:>15,}  {self._where(position)}")
+        return lines
+
+    def _where(self, position: int) -> str:
+        """Return what an equation is: ``dot_general in encoder.layer.3 (model.py:7)``."""
+        eqn = self.program.eqns[self.measured.order[position]]
+        scope, line = _compat.scope_of(eqn), _compat.source_line(eqn)
+        return (
+            eqn.primitive.name + (f" in {scope}" if scope else "") + (f" ({line})" if line else "")
         )
 
     def __repr__(self) -> str:

@@ -304,6 +304,16 @@ def test_boundaries_by_name_and_by_position(model):
     assert_same(again(*data(3)), model(*data(3)))
 
 
+def test_equations_name_the_positions_of_cuts(pipe):
+    lines = pipe.equations()
+    assert len(lines) == len(pipe.measured.order)
+    for stage, position in enumerate(pipe.positions, 1):
+        assert lines[position].split()[:3] == [str(position), "stage", str(stage)]
+        assert f"stage {stage} begins at" in str(pipe.report())
+        assert pipe.report().stages[stage].begins in lines[position]
+    assert "test_pipeline.py" in lines[-1]
+
+
 def test_progress(model):
     seen = []
     pipeline(model, SIZES, stages=2, microbatch=2, progress=lambda *args: seen.append(args))
