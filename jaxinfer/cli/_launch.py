@@ -217,9 +217,9 @@ class _Output:
             if is_err and text and not text.startswith(_STACK):
                 child.tail.append(text)
             whole = line if line.endswith(b"\n") else line + b"\n"
-            is_err = is_err or any(part in line for part in _NOISE)
-            as_is = plain and child.index == 0 and not is_err
-            target = self._out if as_is or not (is_err or plain) else self._err
+            aside = is_err or any(part in line for part in _NOISE)
+            as_is = plain and child.index == 0 and not aside
+            target = self._out if as_is or not (aside or plain) else self._err
             with self._lock:
                 if child.index in self._files:
                     self._files[child.index].write(line)

@@ -69,8 +69,10 @@ def test_prefixes_and_logs(tmp_path):
 
 
 def test_plain():
-    out, err = run("print('result', me); print('[Gloo] Rank 1 is connected')", plain=True)
-    assert out == "result 0\n"
+    out, err = run(
+        "print('first'); print('[Gloo] Rank 1 is connected'); print('result', me)", plain=True
+    )
+    assert out == "first\nresult 0\n"
     assert "[1] result 1\n" in err
     assert "[0] [Gloo] Rank 1 is connected\n" in err
 
