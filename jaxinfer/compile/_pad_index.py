@@ -32,8 +32,8 @@ from jaxinfer.compile._pad_axes import (
 )
 from jaxinfer.compile._pad_rules import rule
 from jaxinfer.compile._pad_run import real, real_part
+from jaxinfer.compile._pad_site import Site
 from jaxinfer.compile._pad_sizes import Length
-from jaxinfer.compile._pad_walk import Site
 from jaxinfer.core._compat import bind
 from jaxinfer.core.array_types import materialize
 
@@ -152,10 +152,10 @@ def dynamic_slice(site: Site) -> list[State]:
 
         def compute(run: Any, equation: Any, values: Sequence[Any]) -> list[Any]:
             x, *starts = map(materialize, values)
-            at: list[Any] = list(starts)
+            at = [_held(s, n - k) for s, n, k in zip(starts, x.shape, shapes[0], strict=True)]
             beyond = [(0, 0)] * x.ndim
             for axis, (end, size) in ends.items():
-                at[axis] = _held(at[axis], real(run, end) - real(run, size))
+                at[axis] = _held(starts[axis], real(run, end) - real(run, size))
                 beyond[axis] = (0, shapes[0][axis] if isinstance(size, Length) else 0)
             x = jnp.pad(x, beyond) if any(high for _, high in beyond) else x
             return [lax.dynamic_slice(x, at, shapes[0])]
@@ -166,7 +166,10 @@ def dynamic_slice(site: Site) -> list[State]:
 
 
 def _held(start: Array, most: Any) -> Array:
-    return jnp.clip(jnp.asarray(start).astype(jnp.int32), 0, most)
+    """Return a start held to ``[0, most]``, as an int32 (starts are of one dtype)."""
+    start = jnp.asarray(start)
+    start = start.astype(jnp.promote_types(start.dtype, jnp.int32))
+    return jnp.clip(start, 0, jnp.asarray(most, start.dtype)).astype(jnp.int32)
 
 
 @rule("dynamic_update_slice")
@@ -193,23 +196,31 @@ def dynamic_update_slice(site: Site) -> list[State]:
 
         def compute(run: Any, equation: Any, values: Sequence[Any]) -> list[Any]:
             x, box, *starts = map(materialize, values)
-            shape, beyond = x.shape, [(0, 0)] * x.ndim
-            kept = None
-            for axis, (end, size, factors) in ends.items():
-                starts[axis] = _held(starts[axis], real(run, end) - real(run, size))
-                if isinstance(size, Length):
-                    beyond[axis] = (0, box.shape[axis])
-                    mine = real_part(run, box.shape, axis, factors)
-                    kept = mine if kept is None else kept & mine
-            x = jnp.pad(x, beyond)
-            if kept is not None:
-                box = jnp.where(kept, box, lax.dynamic_slice(x, starts, box.shape))
-            x = lax.dynamic_update_slice(x, box, starts)
-            return [lax.slice(x, [0] * x.ndim, shape)]
+            return [_write(run, x, box, starts, ends, lambda old, new: new)]
 
         note = ", ".join(f"axis {a}: {k} of {e}" for a, (e, k, _) in ends.items())
         site.replace(compute, f"writes real places only ({note})", *lengths)
     return [tuple(axes)]
+
+
+Ends = dict[int, tuple[int | Length, int | Length, Axis]]
+"""By axis: the real length of what is written to, of what is written, and the latter's axis."""
+
+
+def _write(run: Any, x: Array, box: Array, starts: Sequence[Any], ends: Ends, new: Any) -> Array:
+    """Write ``new(old, box)`` at starts held to the real lengths; padding of the box is not."""
+    shape, beyond, kept = x.shape, [(0, 0)] * x.ndim, None
+    at = [_held(s, n - k) for s, n, k in zip(starts, shape, box.shape, strict=True)]
+    for axis, (end, size, factors) in ends.items():
+        at[axis] = _held(starts[axis], real(run, end) - real(run, size))
+        if isinstance(size, Length):
+            beyond[axis] = (0, box.shape[axis])
+            mine = real_part(run, box.shape, axis, factors)
+            kept = mine if kept is None else kept & mine
+    x = jnp.pad(x, beyond)
+    old = lax.dynamic_slice(x, at, box.shape)
+    box = new(old, box) if kept is None else jnp.where(kept, new(old, box), old)
+    return lax.slice(lax.dynamic_update_slice(x, box, at), [0] * x.ndim, shape)
 
 
 @rule("concatenate")
@@ -376,6 +387,7 @@ def scatter(site: Site) -> list[State]:
     inserted = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     windows = [axis for axis in range(len(operand)) if axis not in inserted]
     state = list(operand)
+    parts: Ends = {}
     for axis, at in zip(windows, numbers.update_window_dims, strict=True):
         pairs = {
             (eqn.invars[0].aval.shape[axis], eqn.invars[2].aval.shape[at]) for eqn in site.eqns
@@ -383,7 +395,9 @@ def scatter(site: Site) -> list[State]:
         if all(n == k for n, k in pairs):
             state[axis] = join(operand[axis], updates[at])
         elif is_padded(updates[at]) or is_padded(operand[axis]):
-            raise Refusal(f"it writes part of axis {axis}, and that or the part is padded")
+            parts[axis] = (_end(site, 0, axis), _end(site, 2, at), updates[at])
+    if parts:
+        return [_scatter_box(site, windows, state, parts)]
     places = [at for at in range(len(updates)) if at not in numbers.update_window_dims]
     rows: dict[int, Axis] = {}
     for axis, at in enumerate(places):
@@ -423,3 +437,54 @@ def scatter(site: Site) -> list[State]:
         site.replace(compute, f"drops rows beyond {shown}" if rows else "indices are held",
                      *rows.values(), *ends.values())  # fmt: skip
     return [tuple(map(varied, state))]
+
+
+COMBINE = {
+    "": lambda old, new: new,
+    "add": lambda old, new: old + new,
+    "sub": lambda old, new: old - new,
+    "mul": lambda old, new: old * new,
+    "min": jnp.minimum,
+    "max": jnp.maximum,
+}
+"""What a scatter makes of the old value and the new one."""
+
+
+def _scatter_box(site: Site, windows: Sequence[int], state: list[Axis], parts: Ends) -> State:
+    """One box, part of an axis of which it or the box is padded: written as a box.
+
+    Raises:
+      Refusal: there are several.
+    """
+    numbers = site.params["dimension_numbers"]
+    if len(site.ins[1]) != 1 or numbers.operand_batching_dims:
+        axis = next(iter(parts))
+        raise Refusal(f"it writes several parts of axis {axis}, and that or the parts are padded")
+    combine = COMBINE[site.name.removeprefix("scatter").lstrip("-_")]
+    held = _mode(site) == "CLIP"
+    ends = dict(parts)
+    for axis in numbers.inserted_window_dims:
+        ends[axis] = (_end(site, 0, axis), 1, ())
+    for end, size, _ in parts.values():
+        if isinstance(end, Length) and isinstance(size, int):
+            site.walker.at_least(end, size)
+
+    def compute(run: Any, equation: Any, values: Sequence[Any]) -> list[Any]:
+        x, index, update = map(materialize, values[:3])
+        order = sorted(range(len(windows)), key=lambda i: windows[i])
+        box = lax.transpose(update, [numbers.update_window_dims[i] for i in order])
+        box = lax.expand_dims(box, sorted(numbers.inserted_window_dims))
+        starts: list[Any] = [0] * x.ndim
+        inside = jnp.asarray(True)
+        for component, axis in enumerate(numbers.scatter_dims_to_operand_dims):
+            starts[axis] = index[component]
+            end, size, _ = ends.get(axis, (x.shape[axis], box.shape[axis], ()))
+            most = real(run, end) - real(run, size)
+            inside &= (starts[axis] >= 0) & (starts[axis] <= most)
+        out = _write(run, x, box, starts, ends, combine)
+        return [out if held else jnp.where(inside, out, x)]
+
+    shown = ", ".join(f"axis {a}: {k} of {e}" for a, (e, k, _) in parts.items())
+    lengths = [one for end, size, _ in ends.values() for one in (end, size)]
+    site.replace(compute, f"writes real places only ({shown})", *lengths)
+    return tuple(map(varied, state))

@@ -22,13 +22,12 @@ from jaxinfer.compile._pad_axes import (
     is_uniform,
     join,
     reshape,
-    show,
     varied,
     whole,
     wholes,
 )
-from jaxinfer.compile._pad_sizes import Length
-from jaxinfer.compile._pad_walk import Rule, Site
+from jaxinfer.compile._pad_site import Site
+from jaxinfer.compile._pad_walk import Rule
 
 RULES: dict[str, Rule] = {}
 """Rules by primitive."""
@@ -114,7 +113,7 @@ def expand_dims(site: Site) -> list[State]:
 @rule("broadcast_in_dim", moving=("shape", "sharding"))
 def broadcast_in_dim(site: Site) -> list[State]:
     """``out[.., i, ..] = a[i]``: new axes hold one value."""
-    found = [()] * len(site.shapes_out()[0])
+    found: list[Axis] = [()] * len(site.shapes_out()[0])
     shapes = site.shapes_out()
     where, before = site.params["broadcast_dimensions"], site.shape()
     for at in range(len(found)):
@@ -171,18 +170,18 @@ def reduction(site: Site) -> list[State]:
     return [tuple(a for at, a in enumerate(site.ins[0]) if at not in axes)]
 
 
-@rule("reduce")
+@rule("reduce", moving=("computation",))
 def reduce(site: Site) -> list[State]:
     """A reduction by any function: padding is replaced by the initial value."""
     axes, count = site.params["dimensions"], len(site.ins) // 2
+    joined = site.ins[0]
+    for state in site.ins[1:count]:
+        joined = tuple(map(join, joined, state))
     for operand in range(count):
+        site.ins[operand] = joined
         for axis in axes:
             site.mask(operand, axis, ("operand", count + operand))
-    left = [tuple(a for at, a in enumerate(s) if at not in axes) for s in site.ins[:count]]
-    axes_out = left[0]
-    for state in left[1:]:
-        axes_out = tuple(map(join, axes_out, state))
-    return [axes_out] * count
+    return [tuple(a for at, a in enumerate(joined) if at not in axes)] * count
 
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
@@ -232,14 +231,22 @@ def top_k(site: Site) -> list[State]:
 # -- contractions --------------------------------------------------------------------------
 
 
+def _contract(site: Site, a: int, b: int) -> None:
+    """Mask the axes that a product sums over; one that is uniform is padded as the other is."""
+    both = join(site.ins[0][a], site.ins[1][b])
+    for operand, axis in ((0, a), (1, b)):
+        state = list(site.ins[operand])
+        state[axis] = both
+        site.ins[operand] = tuple(state)
+        site.mask(operand, axis, 0)
+
+
 @rule("dot_general", moving=("out_sharding",))
 def dot_general(site: Site) -> list[State]:
     """``out[b, i, j] = sum_k a[b, i, k] c[b, k, j]``."""
     (contract, batch) = site.params["dimension_numbers"]
     for a, b in zip(*contract, strict=True):
-        join(site.ins[0][a], site.ins[1][b])
-        site.mask(0, a, 0)
-        site.mask(1, b, 0)
+        _contract(site, a, b)
     shared = [join(site.ins[0][a], site.ins[1][b]) for a, b in zip(*batch, strict=True)]
     free = [
         site.ins[side][axis]
@@ -263,9 +270,7 @@ def ragged_dot(site: Site) -> list[State]:
     for axis in numbers.lhs_ragged_dimensions:
         site.need_prefix(0, axis)
     for a, b in zip(*contract, strict=True):
-        join(site.ins[0][a], site.ins[1][b])
-        site.mask(0, a, 0)
-        site.mask(1, b, 0)
+        _contract(site, a, b)
     groups = numbers.rhs_group_dimensions
     site.need_whole(1, groups)
     shared = [join(site.ins[0][a], site.ins[1][b]) for a, b in zip(*batch, strict=True)]
@@ -357,9 +362,8 @@ def conv(site: Site) -> list[State]:
     if p["feature_group_count"] != 1:
         site.need_whole(0, [lhs[1]], "its channels are padded and grouped")
         site.need_whole(1, [rhs[0]], "its channels are padded and grouped")
-    join(site.ins[0][lhs[1]], site.ins[1][rhs[1]]) if p["feature_group_count"] == 1 else None
-    site.mask(0, lhs[1], 0)
-    site.mask(1, rhs[1], 0)
+    if p["feature_group_count"] == 1:
+        _contract(site, lhs[1], rhs[1])
     if p["batch_group_count"] != 1 or p["feature_group_count"] != 1:
         found[out[1]] = whole(site.shapes_out()[0][out[1]])
     if p["batch_group_count"] != 1:
@@ -414,8 +418,3 @@ def pivots(site: Site) -> list[State]:
 def fft(site: Site) -> list[State]:
     """Works along the last axes."""
     return _batched(len(site.params["fft_lengths"]))(site)  # pyright: ignore[reportReturnType]
-
-
-def unlike(axis: Axis, length: Length | int) -> str:
-    """Describe an axis that should have had a length."""
-    return f"{show(axis)}, not {length}"

@@ -110,7 +110,7 @@ def beside(
     base = dict(bucket)
     first = trace(model, at_sizes(shapes, base), dtypes)
     sizes, flats = [base], [first]
-    program, adjacent = _outline(first.jaxpr), dict(base)
+    program, adjacent = outline(first.jaxpr), dict(base)
 
     def at(here: Mapping[str, int]) -> Flat:
         return trace(model, at_sizes(shapes, here), dtypes)
@@ -124,8 +124,8 @@ def beside(
             except Exception as error:  # whatever the model raises at a size that it does not take
                 fault = fault or f"{symbol} = {size}: {type(error).__name__}: {error}"
                 continue
-            other = _outline(flat.jaxpr) != program
-            if other and found and _outline(found[0][1].jaxpr) == program:
+            other = outline(flat.jaxpr) != program
+            if other and found and outline(found[0][1].jaxpr) == program:
                 continue  # beyond a limit at which the model computes in another way
             found.append((size, flat))
             if other or len(found) == 2:
@@ -145,10 +145,10 @@ def beside(
     return Beside(tuple(flats), Observed(sizes))
 
 
-def _outline(jaxpr: Any) -> tuple[Any, ...]:
+def outline(jaxpr: Any) -> tuple[Any, ...]:
     """Return the primitives of a jaxpr, and of those inside."""
     return tuple(
-        (eqn.primitive.name, *(_outline(inner(sub)[0]) for sub in subjaxprs(eqn.params)))
+        (eqn.primitive.name, *(outline(inner(sub)[0]) for sub in subjaxprs(eqn.params)))
         for eqn in jaxpr.eqns
     )
 
