@@ -258,13 +258,13 @@ def _rest(layout: Layout, names: Sequence[str], count: int) -> None:
         for axis, why in _fallbacks(reading, path):
             if layout.fits(path, axis, names) and reading.leaves[path].shape[axis] > 1:
                 text = f"{_hindered(layout, path, names)}: {why}"
-                if _gather_is_cheaper(reading, path):
+                if path not in reading.sites or _gather_is_cheaper(reading, path):
                     text = (
                         f"{_hindered(layout, path, names)}: axis {axis} of "
                         f"{reading.leaves[path].shape[axis]}, gathered for use"
                     )
                     layout.gathered[path] = tuple(names)
-                elif path in reading.sites:
+                else:
                     layout.closed.append(path)
                 layout.split(path, axis, names, text)
                 break
@@ -351,7 +351,7 @@ def _fsdp(layout: Layout, names: Sequence[str]) -> None:
                 if sites and all(site.primitive == "gather" for site in sites):
                     how = "what is picked is gathered"
                     layout.closed.append(path)
-                elif sites:
+                else:
                     layout.gathered[path] = (*layout.gathered.get(path, ()), *names)
                 layout.split(path, axis, names, f"fsdp: axis {axis} of {shape[axis]}, {how}")
                 break

@@ -6,7 +6,8 @@ choices cost more than they need to:
 * a parameter that is split to save memory (fsdp) is multiplied in pieces, and the activations
   are reduced over all devices. A parameter in ``gathered`` is made whole over those mesh axes
   right where a product takes it, so that its gather is what is communicated; in a scan one
-  layer at a time; of a quantized one the codes are.
+  layer at a time; of a quantized one the codes are. What no product takes (norms, positions)
+  is made whole where it enters.
 * a table of embeddings that is split along the model axis makes the whole residual stream split
   along it, with a reduction at every norm. The results of a parameter in ``closed`` are made
   whole along the axes that are split in it.
@@ -76,11 +77,15 @@ def pinned(
         avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in named.values()]
         trace = jax.make_jaxpr(fn, return_shape=True)
         jaxpr, shapes = trace(avals, arrays, rng_key)
-        pins = _find(jaxpr.jaxpr, list(named), params, inputs, gathered, closed)
+        pins, met = _find(jaxpr.jaxpr, list(named), params, inputs, gathered, closed)
+        own = [
+            leaf if path in met else _entered(leaf, params.get(path), gathered.get(path), mesh)
+            for path, leaf in named.items()
+        ]
         inside = {address[:n] for address in pins for n in range(len(address))}
         evaluate = Interpreter(_rule(mesh, pins), lambda equation: equation.address in inside)
         key = [] if rng_key is None else [rng_key]
-        outs = evaluate.run(jaxpr.jaxpr, jaxpr.consts, [*named.values(), *arrays, *key])
+        outs = evaluate.run(jaxpr.jaxpr, jaxpr.consts, [*own, *arrays, *key])
         return jax.tree.unflatten(jax.tree.structure(shapes), list(map(materialize, outs)))
 
     return with_pins
@@ -131,7 +136,8 @@ def _find(
     inputs: Sequence[PartitionSpec],
     gathered: Mapping[str, Sequence[str]],
     closed: Sequence[str],
-) -> dict[Address, list[Pin]]:
+) -> tuple[dict[Address, list[Pin]], set[str]]:
+    """Return the pins by equation, and the parameters that any equation multiplies by."""
     flow = Flow()
     flow.add(jaxpr, paths)
     outside: dict[Factor, tuple[str, ...]] = {}
@@ -154,7 +160,16 @@ def _find(
             pins += _close(product, split, outside)
         if pins:
             found[address] = pins
-    return found
+    return found, {product.path for product in flow.products[0].values()}
+
+
+def _entered(leaf: Any, spec: PartitionSpec | None, names: Sequence[str] | None, mesh: Mesh) -> Any:
+    """Gather a parameter that no product takes (a norm, a table of positions) where it enters."""
+    if spec is None or not names:
+        return leaf
+    entries = [tuple(n for n in _specs.axes_of(entry) if n not in names) for entry in spec]
+    kept = [each or None for each in entries]
+    return _constrained(leaf, PartitionSpec(*kept, *[None] * (len(leaf.shape) - len(kept))), mesh)
 
 
 def _gather(

@@ -52,25 +52,35 @@ def make_mesh(spec: Mapping[str, int] | str | Mesh, devices: Sequence[Any] | Non
         if devices is not None:
             raise InputError("devices: a mesh has its own; give sizes by axis name, or no devices")
         return _auto(spec)
+    sizes = sizes_of(spec)
+    have = list(jax.devices() if devices is None else devices)
+    need = math.prod(sizes.values())
+    if need > len(have):
+        raise InputError(_too_large(sizes, need, have))
+    given = {} if devices is None and need == len(have) else {"devices": have[:need]}
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(sizes), **given)
+
+
+def sizes_of(spec: Mapping[str, int] | str) -> dict[str, int]:
+    """Return the sizes by axis name that a mesh would have; touches no device.
+
+    Raises:
+      InputError: no axes, a size below 1, a name that is none or comes twice; all at once.
+
+    >>> sizes_of("data=2, model=4")
+    {'data': 2, 'model': 4}
+    """
     pairs = _pairs(spec) if isinstance(spec, str) else list(spec.items())
     problems = [fault for fault in (_fault(name, size) for name, size in pairs) if fault]
     names = [name for name, _ in pairs]
-    problems += [
-        f"axis {name!r}: is there twice" for name in {n for n in names if names.count(n) > 1}
-    ]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [f"axis {name!r}: is there {names.count(name)} times" for name in twice]
     if not pairs:
         problems.append("no axes: required one at least, for example {'data': 8}")
     if problems:
         raise InputError(listing(f"mesh {spec!r} cannot be made:", problems))
-    sizes = tuple(int(size) for _, size in pairs)
-    have = list(jax.devices() if devices is None else devices)
-    need = math.prod(sizes)
-    if need > len(have):
-        raise InputError(_too_large(pairs, need, have))
-    types = (AxisType.Auto,) * len(sizes)
-    if devices is None and need == len(have):
-        return jax.make_mesh(sizes, tuple(names), axis_types=types)
-    return jax.make_mesh(sizes, tuple(names), axis_types=types, devices=have[:need])
+    return {name: int(size) for name, size in pairs}
 
 
 def _pairs(text: str) -> list[tuple[str, Any]]:
@@ -89,8 +99,8 @@ def _fault(name: Any, size: Any) -> str:
     return ""
 
 
-def _too_large(pairs: Sequence[tuple[str, int]], need: int, have: Sequence[Any]) -> str:
-    grid = " x ".join(f"{name}={size}" for name, size in pairs)
+def _too_large(sizes: Mapping[str, int], need: int, have: Sequence[Any]) -> str:
+    grid = " x ".join(f"{name}={size}" for name, size in sizes.items())
     kind = have[0].platform if have else "no"
     message = f"mesh {grid} needs {need} devices, there are {len(have)} ({kind})"
     if kind == "cpu":
