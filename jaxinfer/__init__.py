@@ -36,6 +36,7 @@ from jaxinfer.core.structure import Output as Output
 from jaxinfer.core.transform import Transform as Transform
 from jaxinfer.core.transform import chain as chain
 from jaxinfer.core.transform import identity as identity
+from jaxinfer.sharding.distributed import initialize as initialize
 from jaxinfer.sharding.mesh import make_mesh as make_mesh
 from jaxinfer.sharding.partition import partition as partition
 from jaxinfer.sharding.plan import ShardingPlan as ShardingPlan

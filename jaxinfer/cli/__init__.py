@@ -26,6 +26,9 @@ _COMMANDS = {
     "prune": "Mask weights to zero, unstructured or N:M.",
     "quantize": "Quantize weights, and activations if asked to.",
     "compile": "Compile ahead of time, for every bucket, into an executable directory.",
+    "shard": "Show how a model is split over a mesh, and why.",
+    "export": "Write a model as StableHLO, for other platforms.",
+    "launch": "Run a program in several processes on this machine.",
     "audit": "Show what each transform did to every parameter.",
     "doctor": "Check versions, devices and numerics of this installation.",
 }

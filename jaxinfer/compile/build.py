@@ -295,7 +295,5 @@ def _hindered(flat: Flat, settings: aot.Settings) -> str:
     """Return why there is no reference to compare with; empty if there is one."""
     if flat.model.program.random:
         return "the model samples, and padding or a mesh may change what it draws"
-    if len({device.process_index for device in settings.devices}) > 1:
-        return "several processes: no process has the whole model"
     parts = [a for a in flat.arrays if isinstance(a, jax.Array) and len(a.devices()) > 1]
     return "the parameters came in shards: no device has them all" if parts else ""
