@@ -10,11 +10,12 @@ class StageRow(NamedTuple):
     """One stage.
 
     Attributes:
-      stage, device: its number, and where it runs.
+      stage, device: its number, and the device or devices where it runs.
       equations: how many it evaluates.
       flops: of one micro-batch (``core.flops``).
       cost: what the cut balances: FLOPs, transcendentals, and values written by the rest.
-      param_bytes: its parameters, on its device.
+      param_bytes: its parameters.
+      bytes_per_device: what a device holds of them: all, or its shards.
       input_bytes: inputs that go straight to it, of one micro-batch.
       bytes_in, bytes_out: boundary values of one micro-batch; a value that two stages read
         is sent twice.
@@ -30,6 +31,7 @@ class StageRow(NamedTuple):
     flops: int
     cost: int
     param_bytes: int
+    bytes_per_device: int
     input_bytes: int
     bytes_in: int
     bytes_out: int
@@ -118,12 +120,13 @@ class PipelineReport:
 
     def __str__(self) -> str:
         head = (
-            "stage  device    equations         flops   share   parameters     inputs"
+            "stage  device    equations         flops   share   parameters   per device     inputs"
             "         in        out   compile"
         )
         lines = [
             f"{row.stage:>5}  {row.device:<8} {row.equations:>10} {row.flops:>13,} "
-            f"{share * 100:>5.1f} % {row.param_bytes:>10,} B {row.input_bytes:>8,} B "
+            f"{share * 100:>5.1f} % {row.param_bytes:>10,} B "
+            f"{row.bytes_per_device:>10,} B {row.input_bytes:>8,} B "
             f"{row.bytes_in:>8,} B {row.bytes_out:>8,} B {row.compile_s:>7.2f} s"
             for row, share in zip(self.stages, self.shares, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Stages: the equations between two cuts as a function, compiled for its own device.
+"""Stages: the equations between two cuts as a function, compiled for its own devices.
 
 A stage takes its parameters (placed on its device once) and the values that it reads: inputs
 straight from the caller, boundary values straight from the stages that computed them. What a
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from jaxinfer.compile._stages_cut import Costs, nbytes
+from jaxinfer.compile._stages_place import Place
 from jaxinfer.compile._stages_trace import Program
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.interpret import Interpreter
@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 
     Attributes:
       plan: what it computes.
-      device: where.
+      place: where.
       run: ``run(params, inputs, received) -> list``: the values sent, then the results.
       params: its parameters on its device.
       compile_s: seconds of lowering and compiling.
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
     """
 
     plan: Plan
-    device: Any
+    place: Place
     run: Callable[..., Any]
     params: list[Any]
     compile_s: float
@@ -141,7 +141,7 @@ def _with_shared(
 def build(
     program: Program,
     plans: Sequence[Plan],
-    devices: Sequence[Any],
+    places: Sequence[Place],
     *,
     x64: bool,
     progress: Callable[[str, int, int], None] | None = None,
@@ -155,7 +155,7 @@ def build(
 
     def one(number: int) -> Stage:
         with x64_scope(x64):
-            stage = _stage(program, plans[number], number, devices)
+            stage = _stage(program, plans[number], number, places)
         done.append(number)
         if progress is not None:
             progress(f"stage {number}", len(done), len(plans))
@@ -165,9 +165,8 @@ def build(
         return list(threads.map(one, range(len(plans))))
 
 
-def _stage(program: Program, plan: Plan, number: int, devices: Sequence[Any]) -> Stage:
-    device = devices[number]
-    sharding = SingleDeviceSharding(device)
+def _stage(program: Program, plan: Plan, number: int, places: Sequence[Place]) -> Stage:
+    place = places[number]
     outvars = [*plan.sent, *(program.outs[result] for result in plan.results)]
     held = [_constant(program.consts[var]) for var in plan.consts]
     groups = (plan.params, [program.inputs[i] for i in plan.inputs], plan.received)
@@ -177,7 +176,7 @@ def _stage(program: Program, plan: Plan, number: int, devices: Sequence[Any]) ->
         [program.eqns[index] for index in plan.eqns],
         outvars,
     )
-    alone = sum(other == device for other in devices) == 1
+    alone = place.apart([*places[:number], *places[number + 1 :]])
     kept, given = donations(plan.received, outvars) if alone else (plan.received, ())
     order = {var: place for place, var in enumerate((*kept, *given))}
 
@@ -188,12 +187,19 @@ def _stage(program: Program, plan: Plan, number: int, devices: Sequence[Any]) ->
         return interpreter.run(segment, held, [*params, *inputs, *received])
 
     fn.__name__ = f"stage_{number}"
+    shardings = [
+        [place.sharding(program.params[v].part, v.aval.shape) for v in plan.params],
+        *([place.whole] * len(group) for group in (groups[1], kept, given)),
+    ]
     structs = [
-        [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, sharding=sharding) for v in group]
-        for group in (groups[0], groups[1], kept, given)
+        [
+            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, sharding=sharding)
+            for v, sharding in zip(group, own, strict=True)
+        ]
+        for group, own in zip((groups[0], groups[1], kept, given), shardings, strict=True)
     ]
     started = time.perf_counter()
-    compiled = jax.jit(fn, donate_argnums=(3,), out_shardings=sharding).lower(*structs).compile()
+    compiled = jax.jit(fn, donate_argnums=(3,), out_shardings=place.whole).lower(*structs).compile()
     seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     at_kept = [plan.received.index(var) for var in kept]
@@ -204,9 +210,12 @@ def _stage(program: Program, plan: Plan, number: int, devices: Sequence[Any]) ->
             params, inputs, [received[i] for i in at_kept], [received[i] for i in at_given]
         )
 
-    params = [jax.device_put(program.params[var].value, device) for var in plan.params]
+    params = [
+        jax.device_put(program.params[var].value, sharding)
+        for var, sharding in zip(plan.params, shardings[0], strict=True)
+    ]
     aliased = int(getattr(analysis, "alias_size_in_bytes", 0) or 0)
-    return Stage(plan, device, run, params, seconds, aliased)
+    return Stage(plan, place, run, params, seconds, aliased)
 
 
 def donations(received: Sequence[Any], outvars: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -231,3 +240,12 @@ def _constant(value: Any) -> Any:
 def boundary_bytes(vars: Sequence[Any]) -> int:
     """Return the bytes of some values."""
     return sum(nbytes(var.aval) for var in vars)
+
+
+def bytes_by_device(arrays: Sequence[Any], devices: Sequence[Any]) -> list[int]:
+    """Return the bytes of some arrays on each device."""
+    found = dict.fromkeys(devices, 0)
+    for array in arrays:
+        for shard in array.addressable_shards:
+            found[shard.device] += shard.data.nbytes
+    return [found[device] for device in devices]

@@ -1,4 +1,4 @@
-"""What a pipeline is built with: devices, batch axes of the results, positions of the cuts."""
+"""What a pipeline is built with: batch axes of the results, positions of the cuts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from jaxinfer.compile import _stages_cut as _cut
 from jaxinfer.compile import _stages_trace as _trace
 from jaxinfer.compile._stages_inputs import Inputs
@@ -16,43 +14,6 @@ from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
-
-
-def choose_devices(devices: Sequence[Any] | None, stages: int) -> list[Any]:
-    """Return a device for each stage.
-
-    Raises:
-      InputError: ``stages`` is no number of stages, too few devices, or something that is none.
-    """
-    if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
-        raise InputError(f"pipeline: stages must be an integer of 1 or more, got {stages!r}")
-    if devices is None:
-        there = jax.local_devices()
-        if len(there) < stages:
-            raise InputError(
-                f"pipeline: {stages} stages need {stages} devices, there are {len(there)} "
-                f"({there[0].platform}); use fewer stages, name devices (the same one may stand "
-                "several times), or on CPU set jax_num_cpu_devices before the first use of JAX"
-            )
-        return there[:stages]
-    known = {device for name in _platforms() for device in jax.local_devices(backend=name)}
-    wrong = [repr(device) for device in devices if device not in known]
-    if wrong:
-        raise InputError(
-            listing(
-                "pipeline: each stage has one device of this process (no meshes, no names); got:",
-                wrong,
-            )
-        )
-    if len(devices) != stages:
-        raise InputError(f"pipeline: {stages} stages need {stages} devices, got {len(devices)}")
-    return list(devices)
-
-
-def _platforms() -> list[str]:
-    found = ["cpu"]
-    default = jax.default_backend()
-    return found if default == "cpu" else [*found, default]
 
 
 def result_axes(model: Model, inputs: Inputs, microbatch: int) -> list[int]:

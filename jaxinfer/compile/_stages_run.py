@@ -120,8 +120,8 @@ def run(
                     if got is None:
                         raise _Stopped
                     values |= got
-                inputs = [_input(feed, i, batch, stage.device, whole) for i in plan.inputs]
-                received = [jax.device_put(values[var], stage.device) for var in plan.received]
+                inputs = [_input(feed, i, batch, stage.place.whole, whole) for i in plan.inputs]
+                received = [jax.device_put(values[var], stage.place.whole) for var in plan.received]
                 del values
                 if timed:
                     jax.block_until_ready((inputs, received))
@@ -164,12 +164,12 @@ def run(
 
 
 def _input(
-    feed: Callable[[int, int], Any], number: int, batch: int, device: Any, whole: dict[int, Any]
+    feed: Callable[[int, int], Any], number: int, batch: int, where: Any, whole: dict[int, Any]
 ) -> Any:
-    """Return an input on a device; one that all micro-batches share is put there once."""
+    """Return an input on its devices; one that all micro-batches share is put there once."""
     value = feed(number, batch)
     if number in whole and whole[number][0] is value:
         return whole[number][1]
-    placed = jax.device_put(value, device)
+    placed = jax.device_put(value, where)
     whole[number] = (value, placed)
     return placed

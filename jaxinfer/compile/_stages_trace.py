@@ -42,10 +42,12 @@ class Source(NamedTuple):
 
     Attributes:
       name: of the part, with the slice of it if it is one: ``layers.*.w.qvalue[0:6]``.
+      part: of the part without.
       value: the array; ``None`` while only shapes are known.
     """
 
     name: str
+    part: str
     value: Any
 
 
@@ -134,13 +136,13 @@ def flatten(traced: Traced, splits: Mapping[Address, Sequence[int]] | None = Non
     kept = _needed(jaxpr)
     count = len(traced.names)
     params = {
-        var: Source(name, traced.arrays[name])
+        var: Source(name, name, traced.arrays[name])
         for var, name in zip(jaxpr.invars[:count], traced.names, strict=True)
     }
     consts: dict[Any, Any] = {}
     for number, (var, value) in enumerate(zip(jaxpr.constvars, flat.consts, strict=True)):
         if getattr(value, "nbytes", 0) > CONSTANT:
-            params[var] = Source(f"constant {number}", value)
+            params[var] = Source(f"constant {number}", "", value)
         else:
             consts[var] = value
     eqns = [jaxpr.eqns[index] for index in kept]
@@ -183,7 +185,7 @@ def _take_slices(eqns: Sequence[Any], params: dict[Any, Source]) -> set[int]:
             at = tuple(map(slice, *limits, strides))
             shape = eqn.invars[0].aval.shape
             params[eqn.outvars[0]] = Source(
-                f"{source.name}[{_slice_text(at, shape)}]", _sliced(source.value, at)
+                f"{source.name}[{_slice_text(at, shape)}]", source.part, _sliced(source.value, at)
             )
             taken.add(position)
     return taken

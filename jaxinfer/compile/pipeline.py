@@ -8,8 +8,9 @@ https://arxiv.org/abs/1811.06965, without the training). The function is traced 
 micro-batch's sizes; ``_stages_cut`` says where it is cut, ``_stages_build`` how a stage is
 compiled, ``_stages_run`` how they run, ``_schedule`` what is measured.
 
-Limits: one device for each stage (no sub-meshes), in one process. What the model computes for
-one row must not depend on the others, which is checked when the pipeline is built.
+A stage may have several devices, a mesh over which its weights are split (``_stages_place``).
+Limits: one process; boundary values are whole on every device of a stage's mesh. What the model
+computes for one row must not depend on the others, which is tested when the pipeline is built.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from jaxinfer.compile import _stages_trace as _trace
 from jaxinfer.compile._pipeline_report import PipelineReport, StageRow
 from jaxinfer.compile._schedule import Schedule
 from jaxinfer.compile._stages_check import check_rows
-from jaxinfer.compile._stages_choose import choose_cuts, choose_devices, result_axes
+from jaxinfer.compile._stages_choose import choose_cuts, result_axes
 from jaxinfer.compile._stages_inputs import Inputs, check_microbatch, resolve
+from jaxinfer.compile._stages_place import choose_places
 from jaxinfer.compile._stages_run import run
 from jaxinfer.core import _compat
 from jaxinfer.core._compat import x64_scope
@@ -49,6 +51,7 @@ def pipeline(
     microbatch: int,
     devices: Sequence[Any] | None = None,
     boundaries: Sequence[int | str] | None = None,
+    sharding: Any = None,
     batch: str | None = None,
     check: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
@@ -63,10 +66,13 @@ def pipeline(
       stages: k, how many.
       microbatch: rows of a micro-batch.
       devices: one for each stage; by default the first k of ``jax.local_devices()``. The same
-        device may stand there several times.
+        device may stand there several times. Or for each stage a mesh, or a list of devices (a
+        mesh with the one axis ``model``), apart from each other and with the same axes.
       boundaries: where stages 1 to k - 1 begin, instead of the balanced cut: a regular
         expression (the first equation that reads a parameter whose path it matches), or a
         position in the list of equations.
+      sharding: how the weights lie on the meshes of stages that have one: what
+        ``ji.partition`` takes, by default ``"tensor"``.
       batch: name of the batch size; needed where several sizes are symbolic and none is
         called ``batch``.
       check: test on random inputs that no row of a result depends on another row (three
@@ -100,14 +106,14 @@ def pipeline(
         raise InputError(
             "pipeline: this model samples random numbers, and would draw others in micro-batches"
         )
-    chosen = choose_devices(devices, stages)
     given = resolve(model, inputs, batch)
     check_microbatch(given, microbatch)
+    places = choose_places(model, given, microbatch, stages, devices, sharding)
     axes = result_axes(model, given, microbatch)
     program, measured, positions, splits = choose_cuts(model, given, microbatch, stages, boundaries)
     plans = _build.plan_stages(program, measured, positions)
     x64 = x64_of(model.program)
-    built = _build.build(program, plans, chosen, x64=x64, progress=progress)
+    built = _build.build(program, plans, places, x64=x64, progress=progress)
     pipe = Pipeline(
         *(model, given, microbatch, tuple(axes), program, measured, tuple(positions)),
         *(tuple(built), splits, "not tested (check=False)"),
@@ -121,7 +127,7 @@ class Pipeline:
 
     A batch that is no multiple of ``microbatch`` is padded with copies of its last row, and
     the result sliced: rows do not see each other. Results are assembled on the host and are
-    on the last stage's device. Calling never compiles.
+    on the last stage's devices. Calling never compiles.
 
     Attributes:
       model, inputs, microbatch: what was cut, at which sizes.
@@ -186,7 +192,7 @@ class Pipeline:
             tuple(stamps),
             tuple(map(statistics.median, zip(*alone, strict=True))),
             statistics.median(walls),
-            tuple(_device_name(stage.device) for stage in self.stages),
+            tuple(stage.place.name for stage in self.stages),
         )
 
     def report(self) -> PipelineReport:
@@ -199,11 +205,12 @@ class Pipeline:
             rows.append(
                 StageRow(
                     number,
-                    _device_name(stage.device),
+                    stage.place.name,
                     len(plan.eqns),
                     sum(self.measured.flops[index] for index in plan.eqns),
                     sum(self.measured.costs[index] for index in plan.eqns),
                     _build.boundary_bytes(plan.params),
+                    max(_build.bytes_by_device(stage.params, stage.place.devices)),
                     _build.boundary_bytes([self.program.inputs[i] for i in plan.inputs]),
                     _build.boundary_bytes(plan.received),
                     sum(
@@ -324,8 +331,8 @@ class Pipeline:
         seconds = []
         for stage in self.stages:
             plan = stage.plan
-            given = [jax.device_put(inputs[number], stage.device) for number in plan.inputs]
-            received = [jax.device_put(values[var], stage.device) for var in plan.received]
+            given = [jax.device_put(inputs[number], stage.place.whole) for number in plan.inputs]
+            received = [jax.device_put(values[var], stage.place.whole) for var in plan.received]
             jax.block_until_ready((given, received))
             started = time.perf_counter()
             outs = jax.block_until_ready(stage.run(stage.params, given, received))
@@ -352,9 +359,5 @@ class Pipeline:
         return flat
 
     def _finish(self, flat: Sequence[Any]) -> Any:
-        placed = [jax.device_put(array, self.stages[-1].device) for array in flat]
+        placed = [jax.device_put(array, self.stages[-1].place.whole) for array in flat]
         return self.model.program.finish(jax.tree.unflatten(self.program.tree, placed))
-
-
-def _device_name(device: Any) -> str:
-    return f"{device.platform}:{device.id}"

@@ -77,15 +77,15 @@ def test_every_number_of_stages_gives_what_the_model_gives(model, stages):
     inputs = data(5)
     assert_same(pipe(*inputs), model(*inputs))
     assert len(pipe.report().stages) == stages
-    devices = [stage.device for stage in pipe.stages]
-    assert devices == jax.devices()[:stages]
+    devices = [stage.place.devices for stage in pipe.stages]
+    assert devices == [(device,) for device in jax.devices()[:stages]]
     assert len(pipe.stages[0].run(*arguments(pipe))[0].devices()) == 1
 
 
 def arguments(pipe):
     stage = pipe.stages[0]
     inputs = data(2)
-    placed = [jax.device_put(inputs[i], stage.device) for i in stage.plan.inputs]
+    placed = [jax.device_put(inputs[i], stage.place.whole) for i in stage.plan.inputs]
     return stage.params, placed, []
 
 
@@ -134,7 +134,7 @@ def test_a_stage_holds_the_parameters_that_it_uses(pipe, model):
         model.params[name].nbytes for name in held
     )
     for stage in pipe.stages:
-        assert all(param.devices() == {stage.device} for param in stage.params)
+        assert all(param.devices() == set(stage.place.devices) for param in stage.params)
 
 
 def test_values_go_straight_to_who_needs_them(pipe):
@@ -382,7 +382,7 @@ def test_stages_and_devices_that_do_not_fit(model):
         ({"stages": 2.0}, "stages must be an integer"),
         ({"stages": 9}, r"9 stages need 9 devices, there are 8 \(cpu\)"),
         ({"stages": 2, "devices": jax.devices()[:3]}, "2 stages need 2 devices, got 3"),
-        ({"stages": 2, "devices": ["cpu:0", jax.devices()[0]]}, "one device.*\n.*'cpu:0'"),
+        ({"stages": 2, "devices": ["cpu:0", jax.devices()[0]]}, "a device of.*\n.*'cpu:0'"),
         ({"stages": 300, "devices": jax.devices()[:1] * 300}, "300 stages, and .* equations"),
         ({"stages": 2, "microbatch": 0}, "microbatch must be an integer of 1 or more"),
         ({"stages": 2, "microbatch": True}, "microbatch must be"),
