@@ -33,10 +33,12 @@ import jaxinfer.compile._openvino_linear
 import jaxinfer.compile._openvino_rules  # noqa: F401  (the three register rules)
 from jaxinfer.compile._openvino_graph import (
     Built,
+    Input,
     OpenVINOUnsupported,
     build,
     load_openvino,
     unsupported,
+    without_telemetry,
     writable,
 )
 from jaxinfer.core import dtypes
@@ -193,16 +195,17 @@ class OpenVINOFunction:
             for place, index in enumerate(self._built.inputs):
                 request.set_input_tensor(place, tensor(writable(given[index]), True))
             for place, out in zip(self._built.outputs, outs, strict=True):
-                if not isinstance(place, np.ndarray):
+                if type(place) is int:
                     request.set_output_tensor(place, tensor(out, True))
             request.infer()
             self._requests.put(request)
-        return [
-            np.array(place) if isinstance(place, np.ndarray) else _narrowed(out, dtype)
-            for place, out, (_, dtype) in zip(
-                self._built.outputs, outs, self._built.out_avals, strict=True
-            )
-        ]
+        for index, place in enumerate(self._built.outputs):
+            if isinstance(place, np.ndarray):
+                outs[index] = np.array(place)
+            elif isinstance(place, Input):
+                outs[index] = np.array(arrays[place.index])
+        avals = self._built.out_avals
+        return [_narrowed(out, dtype) for out, (_, dtype) in zip(outs, avals, strict=True)]
 
     def _request(self) -> Any:
         try:
@@ -284,7 +287,7 @@ class OpenVINOFunction:
                 names += FILES
             outputs = self._built.outputs
             fixed = {
-                str(i): np.asarray(value).view(np.uint8) if value.dtype.kind == "V" else value
+                str(i): np.frombuffer(value.tobytes(), np.uint8)
                 for i, value in enumerate(outputs)
                 if isinstance(value, np.ndarray)
             }
@@ -294,7 +297,7 @@ class OpenVINOFunction:
             data = {
                 "schema": SCHEMA,
                 "inputs": list(self._built.inputs),
-                "outputs": [None if isinstance(out, np.ndarray) else out for out in outputs],
+                "outputs": [_place_json(out) for out in outputs],
                 "in_avals": [[list(shape), dtype] for shape, dtype in self._built.in_avals],
                 "out_avals": [[list(shape), dtype] for shape, dtype in self._built.out_avals],
                 "options": {name: _plain(value) for name, value in self._options.items()},
@@ -339,11 +342,13 @@ class OpenVINOFunction:
                 with np.load(folder / CONSTANTS, allow_pickle=False) as file:
                     fixed = {name: file[name] for name in file.files}
             outputs = tuple(
-                _constant_of(fixed[str(i)], *aval) if out is None else int(out)
+                _constant_of(fixed[str(i)], *aval)
+                if out is None
+                else (Input(int(out["input"])) if isinstance(out, dict) else int(out))
                 for i, (out, aval) in enumerate(zip(data["outputs"], out_avals, strict=True))
             )
             model = None
-            if any(out is not None for out in data["outputs"]):
+            if any(type(out) is int for out in outputs):
                 model = openvino.Core().read_model(*(str(folder / name) for name in FILES))
             inputs, facts, saved = tuple(data["inputs"]), data["facts"], data["options"]
             _same_avals(model, inputs, outputs, in_avals, out_avals)
@@ -368,9 +373,14 @@ def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.astype(dtypes.dtype_of(dtype), copy=False)
 
 
-def _constant_of(array: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    want = dtypes.dtype_of(dtype)
-    return array.view(want).reshape(shape) if array.dtype != want else array.reshape(shape)
+def _place_json(place: Any) -> Any:
+    if isinstance(place, np.ndarray):
+        return None
+    return {"input": place.index} if isinstance(place, Input) else place
+
+
+def _constant_of(data: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.frombuffer(data.tobytes(), dtypes.dtype_of(dtype)).reshape(shape)
 
 
 def _same_avals(
@@ -381,7 +391,10 @@ def _same_avals(
     out_avals: Sequence[Any],
 ) -> None:
     """Raise ValueError unless OpenVINO's model has the inputs and outputs that are recorded."""
-    held = [out for out in outputs if not isinstance(out, np.ndarray)]
+    held = [out for out in outputs if type(out) is int]
+    same = [(out.index, i) for i, out in enumerate(outputs) if isinstance(out, Input)]
+    if any(not 0 <= n < len(in_avals) or in_avals[n] != out_avals[i] for n, i in same):
+        raise ValueError("an output that is no input")
     counts = (len(inputs), len(held))
     got = (0, 0) if model is None else (len(model.inputs), len(model.outputs))
     if counts != got:
@@ -389,7 +402,7 @@ def _same_avals(
     if sorted(held) != list(range(len(held))) or any(not 0 <= i < len(in_avals) for i in inputs):
         raise ValueError("inputs or outputs that are not there")
     pairs = [(model.inputs[place], in_avals[index]) for place, index in enumerate(inputs)]
-    where = [i for i, out in enumerate(outputs) if not isinstance(out, np.ndarray)]
+    where = [i for i, out in enumerate(outputs) if type(out) is int]
     pairs += [(model.outputs[outputs[i]], out_avals[i]) for i in where]
     for port, (shape, dtype) in pairs:
         kind = port.element_type.to_dtype()
@@ -456,7 +469,8 @@ def _quantized(built: Built, how: Quantization) -> tuple[Built, dict[str, Any]]:
     if transformer is None:
         transformer = bool(built.facts["products"].get("activation"))
     started = time.perf_counter()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress bars
+    quiet = contextlib.redirect_stdout(io.StringIO())  # of progress bars
+    with without_telemetry(), warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")
         nncf.set_log_level(40)
         model = nncf.quantize(

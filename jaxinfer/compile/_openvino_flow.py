@@ -56,7 +56,7 @@ def _cond(graph: Graph, eqn: Any, values: Sequence[Operand]) -> list[Operand]:
         found = graph.full(each[-1])
         for number in reversed(range(len(each) - 1)):
             below = graph.op.less_equal(graph.full(index), graph.ints(number))
-            found = graph.op.select(below, graph.full(each[number]), found).output(0)
+            found = graph.select(below, graph.full(each[number]), found).output(0)
         chosen.append(Value(found, tuple(var.aval.shape)))
     return chosen
 

@@ -43,7 +43,7 @@ TAKEN = (*FLOATS, *NARROW, "int32", "bool")
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """Import without OpenVINO's telemetry, which would report the import to its makers."""
     name = "openvino_telemetry"
     absent = name not in sys.modules
@@ -66,8 +66,11 @@ def load_openvino(name: str = "openvino") -> Any:
     """
     extra = {"nncf": "openvino-int8"}.get(name, "openvino")
     try:
-        with _quiet_import():
-            return importlib.import_module(name)
+        with without_telemetry():
+            found = importlib.import_module(name)
+            if name == "openvino":
+                importlib.import_module("openvino.opset15")
+            return found
     except ImportError as error:
         raise MissingExtraError(
             f"{name} is not installed, or does not import ({error}): "
@@ -170,8 +173,7 @@ class Graph:
     """
 
     def __init__(self, parent: Graph | None = None):
-        load_openvino()
-        self.op: Any = importlib.import_module("openvino.opset15")
+        self.op: Any = load_openvino().opset15
         self.parent = parent
         self.refused: Counter[str] = Counter() if parent is None else parent.refused
         self.folded: Counter[str] = Counter() if parent is None else parent.folded
@@ -252,6 +254,17 @@ class Graph:
         if key not in self._made:
             self._made[key] = self.op.broadcast(out, self.ints(want)).output(0)
         return self._made[key]
+
+    def select(self, which: Any, yes: Any, no: Any) -> Any:
+        """Return ``yes`` where ``which``, else ``no``; int32 by its bits.
+
+        OpenVINO's own Select computes int32 in float32 where it is fused with a comparison.
+        """
+        op = self.op
+        if yes.get_element_type() != op.constant(np.int32(0)).get_element_type():
+            return op.select(which, yes, no)
+        ones = op.negative(op.convert(which, "i32"))  # 0, or all bits
+        return op.bitwise_or(op.bitwise_and(yes, ones), op.bitwise_and(no, op.bitwise_not(ones)))
 
     def elementwise(self, fn: Callable[..., Any], values: Sequence[Operand]) -> Value:
         """Apply a function of outputs to operands of one shape (or scalars)."""
@@ -376,13 +389,20 @@ INLINED = {
 }
 
 
+class Input(NamedTuple):
+    """An output that is an input as it is."""
+
+    index: int
+
+
 class Built(NamedTuple):
     """A model, and how its inputs and outputs are those of the jaxpr.
 
     Attributes:
       model: OpenVINO's; None if every output is a constant.
       inputs: the jaxpr's inputs that the model takes, in its order.
-      outputs: for each output of the jaxpr: its number in the model, or an array.
+      outputs: for each output of the jaxpr: its number in the model, an array (a constant), or
+        ``Input``: an input as it is (OpenVINO mixes up the memory of such).
       in_avals, out_avals: (shape, dtype name) of the jaxpr's inputs and outputs.
       facts: what was folded, and computed in another dtype.
       held: the arrays whose memory the model shares.
@@ -408,13 +428,22 @@ def build(closed: Any) -> Built:
     missing = refusals(graph)
     if missing:
         raise OpenVINOUnsupported(missing)
-    results, places = [], []
+    results: list[Any] = []
+    places: list[Any] = []
+    given = {p.get_name(): i for p, i in zip(graph.parameters, built.inputs, strict=True)}
     for out, (shape, dtype) in zip(outs, built.out_avals, strict=True):
         if is_const(out):
             places.append(np.asarray(out, dtypes.dtype_of(dtype)).reshape(shape))
-        else:
-            places.append(len(results))
-            results.append(graph.op.result(graph.full(out)))
+            continue
+        port = graph.full(out)
+        name = port.get_node().get_name()
+        if name in given and built.in_avals[given[name]] == (shape, dtype):
+            places.append(Input(given[name]))
+            continue
+        if name in given:  # its dtype is another one: the bits are converted by the caller
+            port = graph.op.multiply(port, graph.op.constant(np.float32(1))).output(0)
+        places.append(len(results))
+        results.append(graph.op.result(port))
     if not results:
         return built._replace(outputs=tuple(places), inputs=())
     model = openvino.Model(results, graph.parameters, "jaxinfer")

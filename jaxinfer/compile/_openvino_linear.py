@@ -288,7 +288,7 @@ def _masked(graph: Graph, eqn: Any, found: Value, valid: Any, at: Sequence[int])
     for axis in at:
         sizes[axis] = found.shape[axis]
     mask = Value(reshaped(graph, valid, sizes).out, found.shape)
-    select = lambda mask, value: graph.op.select(mask, value, graph.op.constant(fill))
+    select = lambda mask, value: graph.select(mask, value, graph.op.constant(fill))
     return graph.elementwise(select, [mask, found])
 
 
@@ -426,7 +426,7 @@ def _scattered(graph: Graph, eqn: Any, values: Sequence[Operand], reduction: str
         rest = [a for a in range(len(shape)) if a not in spec.offset_dims]
         spread = [shape[a] if a in rest else 1 for a in range(len(shape))]
         valid = reshaped(graph, valid, spread).out
-        linear = op.select(valid, linear, graph.ints(count)).output(0)
+        linear = graph.select(valid, linear, graph.ints(count)).output(0)
         zero = np.zeros(1, np.float32 if float_dtype(eqn.invars[0].aval.dtype) else
                         eqn.invars[0].aval.dtype)  # fmt: skip
         flat = op.concat([flat, op.constant(zero)], 0).output(0)

@@ -319,13 +319,13 @@ def _clamp(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
 def _select_n(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     which, *cases = values
     if _dtype(eqn) == "bool":
-        return graph.elementwise(lambda p, no, yes: graph.op.select(p, yes, no), [which, *cases])
+        return graph.elementwise(lambda p, no, yes: graph.select(p, yes, no), [which, *cases])
 
     def apply(index: Any, *outs: Any) -> Any:
         chosen = outs[-1]
         for number in reversed(range(len(outs) - 1)):
             is_it = graph.op.equal(index, graph.ints(number))
-            chosen = graph.op.select(is_it, outs[number], chosen)
+            chosen = graph.select(is_it, outs[number], chosen)
         return chosen
 
     return graph.elementwise(apply, values)
@@ -505,6 +505,14 @@ def _concatenate(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     return Value(out.output(0), shape, perm)
 
 
+@rule("stack", moves=True)
+def _stack(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
+    shape, axis = tuple(eqn.outvars[0].aval.shape), eqn.params["axis"]
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    outs = [reshaped(graph, graph.full(value), one).out for value in values]
+    return Value(graph.op.concat(outs, axis).output(0), shape)
+
+
 @rule("split", moves=True)
 def _split(graph: Graph, eqn: Any, values: Sequence[Operand]) -> list[Operand]:
     (x,) = values
@@ -540,9 +548,17 @@ def _pad(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
         ones = graph.ints([1] * len(first))
         out = op.slice(out, graph.ints(first), graph.ints(last), ones).output(0)
     low, high = ([max(n, 0) for n in pair] for pair in (low, high))
-    if any((*low, *high)):
-        given = graph.ints(low), graph.ints(high)
-        out = op.pad(out, *given, "constant", graph.full(fill)).output(0)
+    if not any((*low, *high)):
+        return Value(out, shape)
+    given = graph.ints(low), graph.ints(high)
+    dtype = np.dtype(eqn.outvars[0].aval.dtype)
+    if is_const(fill):
+        return Value(op.pad(out, *given, "constant", graph.full(fill)).output(0), shape)
+    zero = op.constant(np.zeros((), np.float32 if float_dtype(dtype) else dtype))
+    out = op.pad(out, *given, "constant", zero).output(0)  # it takes constants only
+    inside = np.zeros(shape, bool)
+    inside[tuple(slice(a, n - b) for a, b, n in zip(low, high, shape, strict=True))] = True
+    out = graph.select(graph.constant(inside), out, graph.full(fill)).output(0)
     return Value(out, shape)
 
 
@@ -569,8 +585,8 @@ def _reduction(name: str, operator: str, kinds: str) -> None:
             perm = tuple(kept.index(axis) for axis in left)
             perm = None if perm == tuple(sorted(perm)) else perm
         out = graph.full(x, x.perm)
-        if name == "reduce_sum" and kind == "i":
-            return Value(_int_sum(graph, out, places), shape, perm)
+        if kind == "i":
+            return Value(_of_ints(graph, out, places, name), shape, perm)
         out = getattr(graph.op, operator)(out, graph.ints(places), False)
         return Value(out.output(0), shape, perm)
 
@@ -588,12 +604,21 @@ for _name, _operator, _kinds in (
     _reduction(_name, _operator, _kinds)
 
 
-def _int_sum(graph: Graph, out: Any, axes: Sequence[int]) -> Any:
-    """Sum integers by their last running sum: OpenVINO's own sum of them is in float32."""
+def _of_ints(graph: Graph, out: Any, axes: Sequence[int], name: str) -> Any:
+    """Reduce integers, axis by axis: OpenVINO's own reductions of them are in float32.
+
+    A sum is the last running sum; the largest is the first in order.
+    """
+    op = graph.op
     for axis in sorted(axes, reverse=True):
-        last = graph.ints(list(out.shape)[axis] - 1)
-        running = graph.op.cum_sum(out, graph.ints(axis), False, False)
-        out = graph.op.gather(running, last, graph.ints(axis)).output(0)
+        if name == "reduce_sum":
+            last = graph.ints(list(out.shape)[axis] - 1)
+            running = op.cum_sum(out, graph.ints(axis), False, False)
+            out = op.gather(running, last, graph.ints(axis)).output(0)
+        else:
+            first, _ = topk(graph, out, 1, axis, name.removeprefix("reduce_"))
+            sizes = [n for at, n in enumerate(out.shape) if at != axis]
+            out = reshaped(graph, first, sizes).out
     return out
 
 
