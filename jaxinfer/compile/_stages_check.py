@@ -44,7 +44,8 @@ def check_rows(pipe: Pipeline, seed: int = 0) -> str:
     if size == 1:
         return "micro-batches of one row, nothing to test"
     rng = np.random.default_rng(seed)
-    structs, axes = pipe.inputs.structs(size), pipe.inputs.axes
+    with x64_scope(x64_of(pipe.model.program)):
+        structs, axes = pipe.inputs.structs(size), pipe.inputs.axes
     first = [_draw(rng, s) for s in structs]
     others = [_draw(rng, s) for s in structs]
     order = np.roll(np.arange(size), 1)

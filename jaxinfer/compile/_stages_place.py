@@ -18,8 +18,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxinfer.compile._stages_inputs import Inputs
+from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.model import Model
+from jaxinfer.core.program import x64_of
 from jaxinfer.sharding.partition import partition
 
 
@@ -100,7 +102,9 @@ def choose_places(
             )
         return [Place((device,), SingleDeviceSharding(device)) for device in given]
     _check_meshes(given, meshes)
-    plan = partition(model, meshes[0], sharding or "tensor", inputs=inputs.structs(microbatch))
+    with x64_scope(x64_of(model.program)):
+        structs = inputs.structs(microbatch)
+        plan = partition(model, meshes[0], sharding or "tensor", inputs=structs)
     specs = {name: own.spec for name, own in plan.param_shardings(model.params).items()}
     return [
         Place(tuple(mesh.devices.flat), NamedSharding(mesh, PartitionSpec()), specs)

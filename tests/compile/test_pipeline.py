@@ -269,6 +269,32 @@ def test_loops_and_branches_stay_whole():
     assert_same(pipe(x), model(x))
 
 
+@pytest.mark.parametrize("meshes", [False, *slow(True)])
+def test_a_converted_model_in_64_bits(meshes):
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(7, 6, dtype=torch.float64)
+            self.layers = torch.nn.Sequential(
+                *(torch.nn.Linear(6, 6, dtype=torch.float64) for _ in range(3))
+            )
+
+        def forward(self, ids):
+            return self.layers(self.embed(ids)), ids + 2**40
+
+    ids = np.arange(15).reshape(5, 3) % 7
+    dynamic = ({0: "rows"},)
+    model = ji.from_torch(Net().eval(), (torch.as_tensor(ids),), dynamic_shapes=dynamic, x64=True)
+    devices = [jax.devices()[:2], jax.devices()[2:4]] if meshes else None
+    pipe = pipeline(model, stages=2, microbatch=2, devices=devices)
+    got, want = pipe(ids), model(ids)
+    assert got[0].dtype == np.float64
+    assert int(got[1][0, 0]) == 2**40
+    assert_same(got, want, 1e-14)
+
+
 def test_large_constants_go_to_their_stage():
     table = np.random.default_rng(0).standard_normal((130, 131)).astype(np.float32)
 
