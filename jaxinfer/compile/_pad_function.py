@@ -116,7 +116,7 @@ def pad(
       PaddingError: equations that cannot be proven right, all of them.
       InputError: sizes that are none, or not known.
 
-    Cost: 2 traces and 3 more for each symbol that is not exact; no array is computed.
+    Cost: 2 traces and 4 more for each symbol that is not exact; no array is computed.
 
     Example:
       >>> import jax.numpy as jnp, jaxinfer as ji
@@ -177,8 +177,8 @@ def _least(
 ) -> dict[str, int]:
     """Return the least sizes for which the bucket's program is the function, where not 1.
 
-    A trace at a small size must be explained by the same formulas as those near the bucket; if
-    it is not (a number is ``max(n, 64)``), bisection finds from where on it is. A small size at
+    A trace at the smallest size and one half way must be explained by the same formulas as those
+    near the bucket; where one is not (a number is ``max(n, 64)``), bisection finds from where on it is. A small size at
     which the model computes in another way altogether shows nothing, and is passed over.
     """
     base = near.observed.base
@@ -198,8 +198,9 @@ def _least(
     for symbol in moving:
         low = max(found.least.get(symbol, 1), 1)
         known = min(sizes[symbol] for sizes in near.observed.sizes)
-        below = max(low, 2)
-        if below < known and not holds(symbol, below):
+        tried = {size for size in (max(low, 2), (low + known) // 2) if low <= size < known}
+        if failed := [size for size in tried if size > 1 and not holds(symbol, size)]:
+            below = max(failed)
             while known - below > 1:
                 middle = (below + known) // 2
                 below, known = (below, middle) if holds(symbol, middle) else (middle, known)

@@ -71,12 +71,15 @@ def elementwise(site: Site) -> list[State]:
     outs = len(site.eqn.outvars)
     if outs > 1:  # several values at once, each by itself
         return list(site.ins)
-    rank = len(site.shapes_out()[0])
-    axes: list[Axis] | None = None
-    for state in site.ins:
-        if len(state) == rank:
-            axes = list(state) if axes is None else list(map(join, axes, state))
-    return [tuple(axes or ())]
+    shape = site.shapes_out()[0]
+    axes: list[Axis] = []
+    for at, size in enumerate(shape):
+        found: Axis | None = None
+        for operand, state in enumerate(site.ins):
+            if len(state) == len(shape) and site.shape(operand)[at] == size:  # not one for all
+                found = state[at] if found is None else join(found, state[at])
+        axes.append(() if found is None else found)
+    return [tuple(axes)]
 
 
 @rule("bitcast_convert_type")

@@ -16,10 +16,15 @@ INLINE = (
 """Primitives whose body is evaluated once, on the operands."""
 
 
-def where(eqn: Any) -> str:
-    """Return the source line of an equation, and the module that it belongs to if that is known."""
-    scope = scope_of(eqn)
-    return f"{source_line(eqn)} in {scope}" if scope else source_line(eqn)
+def where(eqn: Any, around: Sequence[Any] = ()) -> str:
+    """Return the source line of an equation, and the module that it belongs to if that is known.
+
+    What JAX traced for itself has no line of the user's: it is that of the equation around it.
+    """
+    eqns = (eqn, *reversed(around))
+    line = next(filter(None, map(source_line, eqns)), "an unknown line")
+    scope = next(filter(None, map(scope_of, eqns)), "")
+    return f"{line} in {scope}" if scope else line
 
 
 _FIXED = ("reverse", "unroll", "num_consts", "num_carry", "cond_nconsts", "body_nconsts")
@@ -58,7 +63,8 @@ def unlike(eqns: Sequence[Any], sizes: Sequence[Mapping[str, int]], may: Sequenc
             if key in may or (inside[0] and key not in _FIXED):
                 continue
             if not equal(value, eqn.params.get(key)):
-                return f"its {key} is {value}, and {eqn.params.get(key)} at {sizes_text(at)}"
+                mine, other = (str(x)[:60] for x in (value, eqn.params.get(key)))
+                return f"its {key} is {mine}, and {other} at {sizes_text(at)}"
     return ""
 
 

@@ -86,6 +86,7 @@ class Walks(Protocol):
     """What a site needs of the walk around it."""
 
     observed: Observed
+    around: list[Any]
 
     def axes(self, shapes: Sequence[Sequence[int]], *, uniform: bool = False) -> State:
         """Return the state of a value whose real part is a box at its beginning."""
@@ -193,7 +194,9 @@ class Site:
             return None
         reads = frozenset(self.reads).union(*(symbols_of(mask.factors) for mask in self.masks))
         masks, notes = tuple(self.masks), tuple(self.notes)
-        return Action(masks, self.compute, notes, reads, self.name, where(self.eqn))
+        return Action(
+            masks, self.compute, notes, reads, self.name, where(self.eqn, self.walker.around)
+        )
 
 
 def unknown(site: Site) -> list[State]:

@@ -177,7 +177,7 @@ class Observed:
 
     def _agree(self, fits: Sequence[Number], dtype: Any) -> bool:
         """Whether candidates are one function at every size up to the bucket."""
-        tolerance = 8 * float(ml_dtypes.finfo(dtype).eps)
+        tolerance = 4 * float(ml_dtypes.finfo(dtype).eps)
         names = sorted({name for fit in fits for name, _ in fit.powers})
         grid = [np.unique(np.linspace(1, self.base[name], 33).astype(int)) for name in names]
         with np.errstate(all="ignore"):

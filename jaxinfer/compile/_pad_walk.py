@@ -44,6 +44,7 @@ class Walker:
     ):
         self.observed, self.rules, self.moving = observed, rules, moving
         self.found = Findings()
+        self.around: list[Any] = []
 
     # -- states ---------------------------------------------------------------------------
 
@@ -156,7 +157,11 @@ class Walker:
             inside = bodies(eqn)
             if inside:
                 each = [bodies(one) for one in eqns]
-                outs = CONTROL[site.name if site.name in CONTROL else "inline"](site, each, live)
+                self.around.append(eqn)
+                try:
+                    outs = CONTROL.get(site.name, CONTROL["inline"])(site, each, live)
+                finally:
+                    self.around.pop()
             else:
                 rule = self.rules.get(site.name, unknown)
                 outs = list(rule(site))
@@ -255,4 +260,4 @@ class Walker:
         return state
 
     def _problem(self, address: Address, eqn: Any, why: str) -> None:
-        self.found.problems[address] = f"{eqn.primitive.name} at {where(eqn)}: {why}"
+        self.found.problems[address] = f"{eqn.primitive.name} at {where(eqn, self.around)}: {why}"
