@@ -66,10 +66,32 @@ def test_tolerances_by_dtype():
     assert _check.tolerance_of(half) == _check.ROUNDED
 
 
-def test_the_smallest_sizes_of_a_bucket_are_checked():
-    exe = compile(models.mlp_model(), {"x": ("batch", 3)}, buckets={"batch": [2, 7]}, check=True)
-    assert [bucket.check["sizes"] for bucket in exe.report()] == [{"batch": 1}, {"batch": 3}]
-    assert all(bucket.check["error"] < 1e-5 for bucket in exe.report())
+def test_the_sizes_at_which_a_bucket_is_checked():
+    shape, buckets = {"x": (2, "t", 3)}, {"t": [2, 7]}
+    exe = compile(models.pooled_model(), shape, buckets=buckets)  # masks: most padding as well
+    checks = [bucket.check for bucket in exe.report()]
+    assert [check["sizes"] for check in checks] == [[{"t": 1}], [{"t": 6}, {"t": 3}]]
+    assert all(check["error"] < 1e-5 for check in checks)
+    rows = compile(models.mlp_model(), {"x": ("b", 3)}, buckets={"b": [2, 7]}, check=True)
+    assert [bucket.check["sizes"] for bucket in rows.report()] == [[{"b": 1}], [{"b": 6}]]
+
+
+def test_a_fault_in_a_late_row_is_found(monkeypatch):
+    """What only the last rows of a bucket have wrong (a mesh that sums twice, say)."""
+    build_native = _native.build
+
+    def off(*args):
+        compiled, payload, origin = build_native(*args)
+
+        def code(*given):
+            return [out.at[5].add(1) for out in compiled(*given)]
+
+        code.memory_analysis, code.as_text = compiled.memory_analysis, compiled.as_text
+        return code, payload, origin
+
+    monkeypatch.setattr(_native, "build", off)
+    with pytest.raises(ParityError, match="b=6: error"):
+        compile(models.mlp_model(), {"x": ("b", 3)}, buckets={"b": [7]}, check=True, warm_up=False)
 
 
 def test_memory_that_is_not_there(monkeypatch):
