@@ -39,7 +39,7 @@ X = np.random.default_rng(1).standard_normal((7, WIDTH)).astype(np.float32)
 SIZES = [("batch", WIDTH)]
 
 
-@pytest.mark.parametrize("scheme", [None, "W8A16"])
+@pytest.mark.parametrize("scheme", [None, pytest.param("W8A16", marks=pytest.mark.slow)])
 def test_stages_on_meshes_give_what_the_model_gives(scheme):
     model = model_of()
     if scheme:
