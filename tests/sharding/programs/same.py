@@ -1,12 +1,14 @@
 """Loads a model into shards over eight devices and runs it: in one process, or in several.
 
-``python same.py MODEL_DIR OUT [kill]``: process 0 saves the result to OUT (.npy); with ``kill``
-process 1 is killed after its first step, while the others go on.
+``python same.py MODEL_DIR OUT [kill | raise | exit | late]``: process 0 saves the result to OUT
+(.npy). With a last word process 1 goes wrong after its first step, while the others go on: it is
+killed, raises, exits with code 0; or it does not come at all.
 """
 
 import os
 import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,16 @@ def values(v=40, d=24, f=32):
     return params, rng.integers(0, v, (6, 5)).astype(np.int32)
 
 
+def go_wrong(mode):
+    """Leave the others alone."""
+    if mode == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "raise":
+        raise ValueError("what went wrong")
+    if mode == "exit":
+        sys.exit(0)
+
+
 def main(folder, mode=""):
     """Load, run, and return the whole result; the same code in one process and in many."""
     mesh = make_mesh({"model": 4, "data": 2})  # devices of several processes along "model"
@@ -54,8 +66,8 @@ def main(folder, mode=""):
     run = jax.jit(model.apply, out_shardings=on(jax.P()))
     for step in range(3):
         y = run(model.params, batch).block_until_ready()
-        if mode == "kill" and step == 0 and jax.process_index() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 0 and jax.process_index() == 1:
+            go_wrong(mode)
     return np.asarray(y)
 
 
@@ -69,6 +81,8 @@ def differ():
 
 
 if __name__ == "__main__":
+    if sys.argv[3:] == ["late"] and os.environ["JAX_PROCESS_ID"] == "1":
+        time.sleep(600)
     who = initialize()
     print(who._replace(how="").__repr__(), who.how, flush=True)
     assert initialize() == who  # a second call changes nothing
