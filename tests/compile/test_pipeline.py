@@ -140,7 +140,7 @@ def test_a_stage_holds_the_parameters_that_it_uses(pipe, model):
 def test_values_go_straight_to_who_needs_them(pipe):
     """The mask is an input of every stage, the skip passes the stages between by."""
     plans = [stage.plan for stage in pipe.stages]
-    assert [plan.inputs for plan in plans] [:3] == [(0, 1), (1,), (1,)]
+    assert [plan.inputs for plan in plans][:3] == [(0, 1), (1,), (1,)]
     skip = set(plans[3].received) & set(plans[0].sent)
     assert skip
     assert not skip & {*plans[1].received, *plans[2].received}
