@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jaxinfer.core.errors import InputError, JaxinferError
-from jaxinfer.sharding.distributed import ADDRESS, COUNT, INDEX, LAUNCHED, TIMEOUTS
+from jaxinfer.sharding._cluster import ADDRESS, COUNT, INDEX, LAUNCHED
+from jaxinfer.sharding.distributed import TIMEOUTS
 
 _TAIL = 12  # lines of stderr in the message
 _LATER = 10  # seconds after --apart until JAX would end the processes, less clearly

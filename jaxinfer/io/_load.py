@@ -23,7 +23,7 @@ from jaxinfer.core.model import Model
 from jaxinfer.core.parts import join
 from jaxinfer.core.program import param_names, program_kind, x64_of
 from jaxinfer.core.structure import Structure
-from jaxinfer.io import _array_types, _json, _tree, sharded
+from jaxinfer.io import _array_types, _json, _shardings, _tree, sharded
 from jaxinfer.io._directory import sha256
 from jaxinfer.io._header import CODES, byte_count
 from jaxinfer.io._safetensors import Spec
@@ -115,7 +115,7 @@ def load_model(
         if shardings is None:
             arrays = _arrays(path, specs, weights, progress)
         else:
-            placed = sharded.resolve(shardings, avals, shapes)
+            placed = _shardings.resolve(shardings, avals, shapes)
             try:
                 arrays = sharded.read_leaves(weights, avals, placed, progress=progress)
             except CheckpointError as error:

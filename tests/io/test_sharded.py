@@ -13,11 +13,12 @@ from jaxinfer.core.array_types import ARRAY_TYPES
 from jaxinfer.core.errors import ArtefactError, CheckpointError, InputError
 from jaxinfer.core.leaves import leaves
 from jaxinfer.core.model import Model
-from jaxinfer.io import sharded
+from jaxinfer.io import _shardings, sharded
 from jaxinfer.io._safetensors import write
+from jaxinfer.io._shardings import resolve
 from jaxinfer.io.artefact import load, save
 from jaxinfer.io.checkpoint import open_checkpoint
-from jaxinfer.io.sharded import read_sharded, resolve
+from jaxinfer.io.sharded import read_sharded
 from jaxinfer.numerics.masks import Masked
 from jaxinfer.numerics.qtensor import QTensor
 from jaxinfer.numerics.quantize import quantize
@@ -290,7 +291,7 @@ def test_other_kinds_of_sharding():
     elsewhere = types.SimpleNamespace(
         device_set=frozenset(jax.devices()[:1]), shard_shape=Elsewhere().shard_shape
     )
-    (fault,) = sharded._faults(elsewhere, (6, 4), known)
+    (fault,) = _shardings._faults(elsewhere, (6, 4), known)
     assert fault.endswith("no shard of it")
 
 

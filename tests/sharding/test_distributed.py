@@ -14,8 +14,9 @@ from jaxinfer.core.errors import InputError, MissingExtraError
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, signature_of
 from jaxinfer.io.artefact import save
-from jaxinfer.sharding import distributed
-from jaxinfer.sharding.distributed import find, initialize
+from jaxinfer.sharding import _cluster, distributed
+from jaxinfer.sharding._cluster import Found, find
+from jaxinfer.sharding.distributed import initialize
 
 from .programs import same
 
@@ -125,7 +126,7 @@ def test_kubernetes(monkeypatch):
 
 
 def test_tpu(monkeypatch):
-    monkeypatch.setattr(distributed, "in_tpu_vm", lambda: True)
+    monkeypatch.setattr(_cluster, "in_tpu_vm", lambda: True)
     assert find({"TPU_WORKER_HOSTNAMES": "a,b"})[:3] == ("gketpu", True, None)
     assert find({})[:3] == ("gcetpu", True, None)
     assert not find({"TPU_SKIP_MDS_QUERY": "1"}).several
@@ -202,7 +203,7 @@ def test_a_wait_that_is_over_is_announced(monkeypatch, capsys):
 
     monkeypatch.setattr(distributed.threading, "Timer", Timer)
     for process, text in ((0, "the other processes did not come"), (1, "process 0 did not answer")):
-        with distributed._announced(distributed._Found("x", True, None, "h:1", 2, process), 5):
+        with distributed._announced(Found("x", True, None, "h:1", 2, process), 5):
             pass
         err = capsys.readouterr().err
         assert f"x: process {process} of 2 at h:1: {text} within 5 s" in err

@@ -3,6 +3,7 @@
 Most programs here are a few lines of Python without JAX: what is tested is the launcher.
 """
 
+import contextlib
 import io
 import os
 import pathlib
@@ -172,36 +173,41 @@ def test_one_ends_early_and_the_other_waits():
     run("os.write(int(os.environ['JAXINFER_LAUNCH']), b'.'); time.sleep(0.4)", apart=0.1)
 
 
+@contextlib.contextmanager
+def launcher(options=""):
+    """A launcher in a process of its own, with two programs; yields it and their numbers."""
+    code = program("print(os.getpid(), flush=True); time.sleep(600)")
+    text = f"from jaxinfer.cli._launch import *; launch({code!r}, Settings(2{options}))"
+    with subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as made:
+        try:
+            yield made, [int(made.stdout.readline().split()[1]) for _ in range(2)]
+        finally:
+            made.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_launcher(number):
     """Ctrl-C and kill of the launcher itself end all."""
-    code = program("print(os.getpid(), flush=True); time.sleep(600)")
-    text = (
-        f"import sys; from jaxinfer.cli._launch import *; launch({code!r}, Settings(2, grace=0.2))"
-    )
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
-    assert all(map(alive, pids))
-    launcher.send_signal(number)
-    _, err = launcher.communicate(timeout=60)
-    assert "KeyboardInterrupt" in err
-    assert not any(map(alive, pids))
+    with launcher(", grace=0.2") as (made, pids):
+        assert all(map(alive, pids))
+        made.send_signal(number)
+        _, err = made.communicate(timeout=60)
+        assert "KeyboardInterrupt" in err
+        assert not any(map(alive, pids))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a child")
 def test_killed_launcher():
-    code = program("print(os.getpid(), flush=True); time.sleep(600)")
-    text = f"from jaxinfer.cli._launch import *; launch({code!r}, Settings(2))"
-    launcher = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-    pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
-    launcher.kill()
-    launcher.communicate(timeout=60)
-    until = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not any(map(alive, pids))
+    with launcher() as (made, pids):
+        assert all(map(alive, pids))
+        made.kill()
+        made.communicate(timeout=60)
+        until = time.monotonic() + 10
+        while any(map(alive, pids)) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not any(map(alive, pids))
 
 
 def test_a_program_that_is_not_there(tmp_path):
