@@ -68,7 +68,8 @@ def command(
 
     Example: jaxinfer launch --processes 2 --devices-per-process 4 -- python program.py
     """
-    from jaxinfer.cli._launch import Settings, launch
+    from jaxinfer.cli._launch import launch
+    from jaxinfer.cli._launch_env import Settings
 
     settings = Settings(processes, devices, platform, log_dir, plain, timeout, apart, grace)
     launch(program, settings)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cli._launch import LaunchError, Settings, launch
+from jaxinfer.cli._launch import LaunchError, launch
+from jaxinfer.cli._launch_env import Settings
 from jaxinfer.core.errors import InputError, MissingExtraError
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, signature_of

@@ -7,17 +7,21 @@ import contextlib
 import io
 import os
 import pathlib
+import queue
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import types
 
 import pytest
 from click.testing import CliRunner
 
 from jaxinfer.cli import _launch
-from jaxinfer.cli._launch import LaunchError, Settings, environment, launch
+from jaxinfer.cli._launch import LaunchError, launch
+from jaxinfer.cli._launch_env import Settings, environment
 from jaxinfer.cli.launch import command
 from jaxinfer.core.errors import InputError
 
@@ -170,14 +174,34 @@ def test_one_ends_early_and_the_other_waits():
     with pytest.raises(LaunchError, match=text):  # in JAX's barrier at the end: said by the pipe
         run("me and os.write(int(os.environ['JAXINFER_LAUNCH']), b'.'); time.sleep(600)", apart=0.2)
     run("me or time.sleep(0.3)", apart=100)
-    run("os.write(int(os.environ['JAXINFER_LAUNCH']), b'.'); time.sleep(0.4)", apart=0.1)
+
+
+def test_all_at_their_end_may_take_their_time():
+    """The limit is for those that still run: here both are at JAX's barrier, then end."""
+    children = [types.SimpleNamespace(index=i, code=None, leaving=True) for i in range(2)]
+    ended = queue.SimpleQueue()
+
+    def end():
+        for child in children:
+            ended.put(child)
+        time.sleep(0.2)  # far more than apart
+        for child in children:
+            child.code = 0
+            ended.put(child)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert _launch._supervise(children, ended, Settings(2, apart=0.01)) is None
+    thread.join()
 
 
 @contextlib.contextmanager
 def launcher(options=""):
     """A launcher in a process of its own, with two programs; yields it and their numbers."""
     code = program("print(os.getpid(), flush=True); time.sleep(600)")
-    text = f"from jaxinfer.cli._launch import *; launch({code!r}, Settings(2{options}))"
+    text = (
+        f"from jaxinfer.cli._launch import Settings, launch; launch({code!r}, Settings(2{options}))"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as made:

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from jaxinfer.cli._launch import Settings, launch
+from jaxinfer.cli._launch import launch
+from jaxinfer.cli._launch_env import Settings
 
 pytestmark = [
     pytest.mark.slow,
