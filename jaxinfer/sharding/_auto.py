@@ -11,10 +11,10 @@
 
 Tensor: a dimension may be split over p devices if p divides it, all leaves along it fit, and it
 is no batch, sequence, scan or expert axis. Dimensions that meet in one value (the axes of a
-matrix, of an activation) exclude each other. They are taken greedily, least
-bytes communicated per byte of weights first (``_auto_flow``). For a transformer that is the
-hidden units and the heads of each layer, and the vocabulary: columns then rows, the residual
-stream whole. Source: M. Shoeybi et al., Megatron-LM, 2019, https://arxiv.org/abs/1909.08053.
+matrix, of an activation) exclude each other. Those are chosen that communicate least
+(``_choose``, ``_auto_flow``). For a transformer that is the hidden units and the heads of each
+layer, and the vocabulary: columns then rows, the residual stream whole. Source: M. Shoeybi et
+al., Megatron-LM, 2019, https://arxiv.org/abs/1909.08053.
 
 What is left (12 heads over 8 devices, a vocabulary that does not divide) is split along an axis
 that products sum over, for a gather along what it does not pick from, for a convolution along
@@ -43,9 +43,6 @@ from jaxinfer.sharding._auto_read import InputAxis, Reading
 STRATEGIES = ("data", "fsdp", "tensor", "expert", "sequence")
 SMALL = 0.03
 """Share of a device's bytes that may be whole leaves."""
-
-_WORTH = 5000
-"""A dimension is split if its weights are more than one of so many parts of all."""
 
 
 @dataclasses.dataclass
@@ -221,22 +218,69 @@ def _tensor(layout: Layout, names: Sequence[str]) -> None:
         lead(reading.flow.inputs[place.component][place.index][place.axis])
         for place in (*reading.batch, *reading.sequence)
     }
-    total = reading.total
-    ranked: list[tuple[float, int, int, Factor]] = []
+    ranked: list[tuple[float, int, Factor]] = []
     for factor, dimension in reading.dimensions.items():
         paths = [path for path, _ in dimension.params if not layout.uses(path, names)]
         weight = reading.bytes(paths)
-        if factor in outside or {"scan", "experts"} & dimension.kinds:
+        if factor in outside or {"scan", "experts"} & dimension.kinds or not weight:
             continue
-        if weight * _WORTH > total and _legal(layout, dimension, names):
-            ranked.append((dimension.wire / weight, -weight, factor.number, factor))
-    chosen: set[Factor] = set()
-    for *_, factor in sorted(ranked):
-        dimension = reading.dimensions[factor]
-        if not dimension.apart & chosen:
-            chosen.add(factor)
-            _split_all(layout, factor, names, _kind(dimension))
+        if _legal(layout, dimension, names):
+            ranked.append((dimension.wire / weight, factor.number, factor))
+    alone = _alone(layout, names, _count(mesh, names))
+    for factor in _choose(reading, [factor for *_, factor in sorted(ranked)], alone):
+        _split_all(layout, factor, names, _kind(reading.dimensions[factor]))
     _rest(layout, names, _count(mesh, names))
+
+
+def _alone(layout: Layout, names: Sequence[str], count: int) -> dict[str, float]:
+    """Return what each leaf would communicate if it had to be split by itself.
+
+    Not gathered if it can be helped: that every device computes the same is no split.
+    """
+    reading = layout.reading
+    found = {}
+    for path in _candidates(layout, names, count):
+        reduced, gathered = _by_itself(reading, path)
+        found[path] = reduced if math.isfinite(reduced) else gathered
+    return found
+
+
+def _choose(reading: Reading, ranked: Sequence[Factor], alone: Mapping[str, float]) -> list[Factor]:
+    """Return dimensions that exclude each other nowhere and communicate little.
+
+    cost = bytes of the dimensions chosen + bytes of the leaves left, each split by itself
+
+    Greedy in the order given, each taken if it lowers the cost; then each that was left out is
+    tried in place of those that exclude it, as long as that lowers the cost.
+    """
+    dimensions = reading.dimensions
+    leaves = {f: {path for path, _ in dimensions[f].params if path in alone} for f in ranked}
+
+    def cost(chosen: Sequence[Factor]) -> float:
+        covered = set[str]().union(*(leaves[f] for f in chosen))
+        left = sum(own for path, own in alone.items() if path not in covered)
+        return left + sum(dimensions[f].wire for f in chosen)
+
+    def filled(chosen: Sequence[Factor]) -> list[Factor]:
+        found = list(chosen)
+        covered = set[str]().union(*(leaves[f] for f in found))
+        excluded = set[Factor](found).union(*(dimensions[f].apart for f in found))
+        for f in ranked:
+            saved = sum(alone[path] for path in leaves[f] - covered)
+            if f not in excluded and dimensions[f].wire < saved:
+                found.append(f)
+                covered |= leaves[f]
+                excluded |= {f, *dimensions[f].apart}
+        return found
+
+    chosen = filled([])
+    best = cost(chosen)
+    for f in ranked:
+        if f not in chosen and leaves[f]:
+            other = filled([f, *(g for g in chosen if g not in dimensions[f].apart)])
+            if cost(other) < best:
+                chosen, best = other, cost(other)
+    return sorted(chosen, key=lambda factor: factor.number)
 
 
 def _kind(dimension: Dimension) -> str:
@@ -249,16 +293,12 @@ def _kind(dimension: Dimension) -> str:
 def _rest(layout: Layout, names: Sequence[str], count: int) -> None:
     """Split what no dimension splits, but for what is small."""
     reading = layout.reading
-    left = [
-        path
-        for path, leaf in reading.leaves.items()
-        if not layout.uses(path, names) and (path in reading.sites or len(leaf.shape) > 1)
-    ]
-    for path in _large(reading, left, count):
+    for path in _candidates(layout, names, count):
         for axis, why in _fallbacks(reading, path):
             if layout.fits(path, axis, names) and reading.leaves[path].shape[axis] > 1:
                 text = f"{_hindered(layout, path, names)}: {why}"
-                if path not in reading.sites or _gather_is_cheaper(reading, path):
+                reduced, gathered = _by_itself(reading, path)
+                if gathered < reduced:
                     text = (
                         f"{_hindered(layout, path, names)}: axis {axis} of "
                         f"{reading.leaves[path].shape[axis]}, gathered for use"
@@ -272,19 +312,32 @@ def _rest(layout: Layout, names: Sequence[str], count: int) -> None:
             layout.why.setdefault(path, f"whole: no axis divides over {_over(layout.mesh, names)}")
 
 
-def _gather_is_cheaper(reading: Reading, path: str) -> bool:
-    """Return whether to gather a leaf for its uses costs less than to reduce their results.
+def _candidates(layout: Layout, names: Sequence[str], count: int) -> list[str]:
+    """Return the leaves that are to be split: not yet, no vectors by themselves, not small."""
+    reading = layout.reading
+    left = [
+        path
+        for path, leaf in reading.leaves.items()
+        if not layout.uses(path, names)
+        and (path in reading.sites or len(leaf.shape) > 1 + reading.stacked(path))
+    ]
+    return _large(reading, left, count)
 
-    Every device then computes the whole products: their FLOPs count as in ``_score``.
+
+def _by_itself(reading: Reading, path: str) -> tuple[float, float]:
+    """Return bytes communicated for a leaf that is split by itself: as it lies, or gathered.
+
+    As it lies its results are reduced (or gathered, if it sums over nothing); gathered, every
+    device computes the whole products, whose FLOPs count as in ``_score``.
     """
     uses = [p for found in reading.flow.products for p in found.values() if p.path == path]
     if not uses:
-        return False
+        return math.inf, float(nbytes(reading.leaves[path]))
     summed = any(site.contracting for site in reading.sites.get(path, ()))
     results = sum(use.bytes for use in uses) * (2 if summed else 1)
     weights = nbytes(reading.leaves[path]) * len(uses)
-    extra = _score.LINK * (results - weights)
-    return extra > sum(reading.flops(path)) / _score.INTENSITY
+    extra = sum(reading.flops(path)) / _score.INTENSITY / _score.LINK
+    return float(results), weights + extra
 
 
 def _large(reading: Reading, paths: Sequence[str], count: int) -> list[str]:
@@ -304,7 +357,7 @@ def _fallbacks(reading: Reading, path: str) -> list[tuple[int, str]]:
     shape = reading.leaves[path].shape
     found: list[tuple[int, str]] = []
     sites = reading.sites.get(path, ())
-    scanned = {0} if any(site.scans for site in sites) else set()
+    scanned = {0} if reading.stacked(path) else set()
     for site in sites:
         summed, picked = site.contracting, site.indexed
         free = [a for a in site.seen if a not in (*summed, *picked)]
@@ -340,7 +393,7 @@ def _fsdp(layout: Layout, names: Sequence[str]) -> None:
     for path in _large(reading, list(reading.leaves), count):
         shape = reading.leaves[path].shape
         sites = reading.sites.get(path, ())
-        scanned = any(site.scans for site in sites)
+        scanned = reading.stacked(path)
         order = sorted(
             range(len(shape)),
             key=lambda a: (bool(layout.entries[path][a]), scanned and a == 0, -shape[a], a),

@@ -7,6 +7,7 @@ Every equation of a jaxpr is read once, those of bodies as well: what axes it ma
     reduce     a reduction over it:                     all-reduce of the result
     index      a gather that picks along it:            all-reduce of the result
     break      anything that needs the axis whole:      all-gather of the operand
+    output     a result of the program along it:        gathered by who reads it
 
 Bytes are those of whole values (other mesh axes divide them), times the trips of the scans
 around. Nothing is guessed by shape: two axes are the same only where an equation says so.
@@ -57,7 +58,7 @@ class Product(NamedTuple):
     Attributes:
       path: of the parameter.
       side: which operand it is.
-      operand, result: axes of both.
+      operand, other, result: axes of the parameter, of what it is multiplied with, and of both.
       bytes: of the result, all trips of scans around.
       operand_bytes: of the operand, all trips.
     """
@@ -65,6 +66,7 @@ class Product(NamedTuple):
     path: str
     side: int
     operand: Axes
+    other: Axes
     result: Axes
     bytes: int
     operand_bytes: int
@@ -101,7 +103,9 @@ class Flow:
         rest = [Value(fresh(var)) for var in jaxpr.invars[len(paths) :]]
         self.inputs.append([value.axes for value in rest])
         self.products.append({})
-        self.walk(jaxpr, [*given, *rest], ())
+        for value, var in zip(self.walk(jaxpr, [*given, *rest], ()), jaxpr.outvars, strict=True):
+            for each in value.axes:
+                self.use("output", each, var)
 
     def walk(self, jaxpr: Any, given: Sequence[Value], address: Address) -> list[Value]:
         """Read the equations of a jaxpr; returns what its outputs are."""
@@ -134,8 +138,9 @@ class Flow:
         if name in SITES and len(held) == 1:
             (side,) = held
             sizes = [size_of(v) * self.times for v in (eqn.outvars[0], eqn.invars[side])]
-            of = given[side]
-            self.products[-1][address] = Product(of.path, side, of.axes, outs[0].axes, *sizes)
+            of, other = given[side], given[1 - side].axes
+            axes = (of.axes, other, outs[0].axes)
+            self.products[-1][address] = Product(of.path, side, *axes, *sizes)
         return outs
 
     def _call(
@@ -549,7 +554,7 @@ def dimensions(flow: Flow) -> dict[Factor, Dimension]:
     for use in flow.uses:
         if factor := lead(use.axis):
             dimension = of(factor)
-            dimension.wire += use.bytes * (1 if use.kind == "break" else 2)
+            dimension.wire += use.bytes * (1 if use.kind in ("break", "output") else 2)
             if use.kind == "contract" and use.path:
                 dimension.summed.add(use.path)
     for kind, each in flow.tags:

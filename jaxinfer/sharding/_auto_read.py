@@ -74,6 +74,13 @@ class Reading:
         """Bytes of all leaves."""
         return sum(map(nbytes, self.leaves.values()))
 
+    def stacked(self, path: str) -> bool:
+        """Return whether the first axis of a leaf is the layers of a scan."""
+        if not self.leaves[path].shape:
+            return False
+        factor = self.leading(path, 0)
+        return factor is not None and "scan" in self.dimensions[factor].kinds
+
     def flops(self, path: str) -> list[int]:
         """Return the FLOPs of each product with a parameter, two for a multiply-add."""
         shape = self.leaves[path].shape

@@ -9,8 +9,8 @@ choices cost more than they need to:
   layer at a time; of a quantized one the codes are. What no product takes (norms, positions)
   is made whole where it enters.
 * a table of embeddings that is split along the model axis makes the whole residual stream split
-  along it, with a reduction at every norm. The results of a parameter in ``closed`` are made
-  whole along the axes that are split in it.
+  along it, with a reduction at every norm. What a parameter in ``closed`` is multiplied with,
+  and the result, are made whole along the axes that are split in it.
 
 Both are ``with_sharding_constraint`` on operands and results of the equations that use the
 parameter, found again in every trace by following it (``_auto_flow``). They change no number.
@@ -192,11 +192,13 @@ def _close(
     split: Mapping[Factor, Sequence[str]],
     outside: Mapping[Factor, tuple[str, ...]],
 ) -> list[Pin]:
-    """Return what makes a result whole along the parameter's axes, if it has them."""
-    entries: list[Any] = [_closed_entry(each, split, outside) for each in product.result]
-    if not any(entry is None for entry in entries):
-        return []
-    return [(None, PartitionSpec(*entries))]
+    """Return what makes the other operand and the result whole along the parameter's axes."""
+    found: list[Pin] = []
+    for side, axes in ((1 - product.side, product.other), (None, product.result)):
+        entries: list[Any] = [_closed_entry(each, split, outside) for each in axes]
+        if any(entry is None for entry in entries):
+            found.append((side, PartitionSpec(*entries)))
+    return found
 
 
 def _closed_entry(
