@@ -80,14 +80,24 @@ def check(case, padded=None, tol=TOL):
     """Hold the padded function against the function itself, at every real size."""
     kinds = list(case.dtypes) or ["float32"] * len(case.shapes)
     padded = padded_of(case) if padded is None else padded
-    run = quick(padded.run)
-    plain = quick(lambda *arrays: jax.tree.leaves(case.fn(case.params, *arrays)))
     rng = np.random.default_rng(0)
-    for real in case.reals:
-        arrays = [example(rng, dims(s, real), k) for s, k in zip(case.shapes, kinds, strict=True)]
-        full = [garbage(a, dims(s, case.bucket)) for a, s in zip(arrays, case.shapes, strict=True)]
-        want = plain(*arrays)
-        got = run(dict(case.params), full, {name: jnp.int32(n) for name, n in real.items()})
-        for w, g, sizes in zip(want, got, padded.outputs, strict=True):
-            assert_same(real_of(g, sizes, real), w, tol)
+    given = [
+        [example(rng, dims(s, real), k) for s, k in zip(case.shapes, kinds, strict=True)]
+        for real in case.reals
+    ]
+    full = [
+        [garbage(a, dims(s, case.bucket)) for a, s in zip(arrays, case.shapes, strict=True)]
+        for arrays in given
+    ]
+    params = dict(case.params)
+
+    def both(given, full, reals):  # at all sizes: compiled once
+        plain = [jax.tree.leaves(case.fn(params, *arrays)) for arrays in given]
+        pairs = zip(full, reals, strict=True)
+        return plain, [padded.run(params, arrays, real) for arrays, real in pairs]
+
+    sizes = [{name: jnp.int32(n) for name, n in real.items()} for real in case.reals]
+    for real, want, got in zip(case.reals, *quick(both)(given, full, sizes), strict=True):
+        for w, g, axes in zip(want, got, padded.outputs, strict=True):
+            assert_same(real_of(g, axes, real), w, tol)
     return padded

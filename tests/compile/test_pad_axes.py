@@ -43,7 +43,7 @@ states = st.lists(st.lists(factors, max_size=3).map(canonical), min_size=1, max_
 
 
 @given(states, st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_reshape_keeps_what_is_real(state, data):
     """Against numpy: the places that are real, moved by the reshape itself."""
     sizes = [f.size for axis in state for f in axis]

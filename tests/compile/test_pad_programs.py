@@ -265,13 +265,27 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+MANY = frozenset({
+    "max of integers", "any, all", "argmax of -inf", "log n", "contraction", "masked attention",
+    "dot_product_attention", "all but the last", "split", "apart by zeros", "last positions",
+    "added to a part", "one place of it", "argsort", "median", "convolved batch", "any pool",
+    "scan of a constant", "padded constant of a scan", "checkpoint", "custom_jvp", "vmap",
+    "gradient", "window beyond", "scattered rows", "one-hot", "last token", "dense experts",
+    "flat", "cholesky", "bits", "reversed", "transposed convolution", "var", "logsumexp",
+    "norm over the axis", "gram", "rotary", "index beyond, clipped", "embedding", "branches",
+})  # fmt: skip
+"""Cases that are run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in MANY else []) for n in CASES]
+)
 def test_padding_never_shows(name):
     check(CASES[name], tol=2e-2 if "bfloat16" in name else 2e-6)
 
 
 MUTATED = (
-    *("mean", "max, min, prod", "attention", "convolution", "sort of integers", "lstm over time"),
+    *("mean", "max, min, prod", "attention", "convolution", "top_k", "lstm over time"),
     *("edges", "last", "cls token", "histogram", "into a cache", "index beyond"),
 )
 
@@ -298,6 +312,10 @@ def test_a_mask_of_zeros_is_no_minus_infinity(monkeypatch):
     case = Case(lambda p, x: (x - 9).max(1), [N])
     with pytest.raises(AssertionError):
         check(case)
+
+
+def test_every_slow_case_is_a_case():
+    assert CASES.keys() >= MANY
 
 
 def test_batch_only_is_the_program_itself():
@@ -354,12 +372,14 @@ def test_padding_is_masked_before_activations_are_quantized():
     assert_same(got[..., :5], small.apply(small.params, given), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_types(kind):
     case = Case(lambda p, x: (jax.nn.softmax(x, 1), x.mean(1), x.max(1), norm(x, 1)), [N], [kind])
     check(case, tol=2e-2)  # sums of 8 in half precision, eps 8e-3 of bfloat16
 
 
+@pytest.mark.slow
 def test_under_transforms():
     case = CASES["softmax"]
     padded = padded_of(case)
