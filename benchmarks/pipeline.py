@@ -5,7 +5,7 @@
 waiting   eight layers that each wait 20 ms (``time.sleep`` in a callback) and compute next to
           nothing: what the scheduler itself loses, whatever the number of cores. One device
           needs m * 160 ms.
-recurrent eight layers that each multiply 8 rows by a 48 x 48 matrix 400 times, one after the
+recurrent eight layers that each multiply 8 rows by a 48 x 48 matrix 2000 times, one after the
           other: such small products run on one core, so that as many devices as there are
           cores can compute at once.
 minilm    MiniLM (6 layers, float32), micro-batches of 4 x 128 tokens. One device has all cores
@@ -84,7 +84,7 @@ def waiting(repeats, svg):
 
 def recurrent(repeats, svg):
     del svg
-    width, steps, rows = 48, 400, 8
+    width, steps, rows = 48, 2000, 8
 
     def fn(p, x):
         for i in range(LAYERS):
