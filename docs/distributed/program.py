@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxinfer as ji
 from jaxinfer.sharding import check_mesh, make_mesh, partition
+from jaxinfer.sharding.distributed import check_same
 
 who = ji.initialize()  # first: before anything uses a device
 folder, out = sys.argv[1:]
@@ -19,6 +20,7 @@ mesh = make_mesh({"model": who.devices})  # the devices of all processes
 check_mesh(mesh)  # the same in every process, or an error that says who differs
 
 plan = partition(ji.load(folder, abstract=True), mesh, "tensor")  # shapes only, no weight is read
+check_same("plan", plan.to_json())
 model = ji.load(folder, shardings=plan, verify=who.process == 0)  # each reads its own slices
 
 inputs, rng = [], np.random.default_rng(0)

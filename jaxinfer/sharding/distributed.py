@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
+import json
 import os
 import sys
 import threading
@@ -25,6 +27,7 @@ import jax
 
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.sharding._cluster import LAUNCHED, Found, find, of_arguments
+from jaxinfer.sharding.mesh import _exchange as exchange
 
 TIMEOUTS = {
     "initialization_timeout": "JAXINFER_INITIALIZATION_TIMEOUT",
@@ -122,6 +125,46 @@ def _who(how: str) -> Processes:
     return Processes(
         jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(), how
     )
+
+
+def check_same(what: str, data: Any, *, timeout: int = 60) -> None:
+    """Raise if processes do not have the same data, such as the plan by which they will compute.
+
+    Every process must call it, as often as the others. Compared through the key-value store of
+    ``jax.distributed``, without a computation, so a difference cannot hang it.
+
+    Args:
+      what: its name, for the message.
+      data: anything that JSON can hold, such as ``plan.to_json()``.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      InputError: which processes differ from this one, or did not come.
+
+    Example:
+      >>> check_same("plan", {"axes": {"model": 8}})  # one process agrees with itself
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(data, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    every = exchange(f"{what}: {digest}", timeout)
+    rank = jax.process_index()
+    problems = [
+        f"process {process}: did not come within {timeout} s"
+        if other is None
+        else f"process {process}: has {other[:200]}, process {rank} {what}: {digest}"
+        for process, other in enumerate(every)
+        if other != f"{what}: {digest}"
+    ]
+    if problems:
+        raise InputError(
+            listing(
+                f"{what}: differs between processes (seen by process {rank}):",
+                problems,
+                "Every process must make the same from the same model, mesh, sizes and memory.",
+            )
+        )
 
 
 def _timeouts(*given: int | None) -> dict[str, Any]:

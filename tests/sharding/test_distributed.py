@@ -231,6 +231,20 @@ def test_leaving(monkeypatch):
     assert seen[1] == 1
 
 
+def test_the_same_everywhere(monkeypatch):
+    distributed.check_same("plan", {})  # one process
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(distributed, "exchange", lambda text, timeout: [text, text, text])
+    distributed.check_same("plan", {"a": 1})
+    monkeypatch.setattr(distributed, "exchange", lambda text, timeout: [text, "plan: 1", None])
+    with pytest.raises(InputError) as error:
+        distributed.check_same("plan", {"a": 1}, timeout=7)
+    title, first, second, _ = str(error.value).splitlines()
+    assert title == "plan: differs between processes (seen by process 0):"
+    assert first.startswith("  process 1: has plan: 1, process 0 plan: ")
+    assert second == "  process 2: did not come within 7 s"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     params, ids = same.values()
@@ -266,6 +280,8 @@ def test_two_processes_give_what_one_gives(folder, tmp_path):
         assert f"[{process}] {who} jaxinfer launch" in lines
         (refused,) = [line for line in lines if line.startswith(f"[{process}] refused: ")]
         assert f"process {1 - process}: axes" in refused
+        (refused,) = [line for line in lines if line.startswith(f"[{process}] no plan: ")]
+        assert f"process {1 - process}: has plan: " in refused
 
 
 def test_a_process_that_is_killed_ends_the_other(folder, tmp_path):

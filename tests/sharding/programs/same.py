@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxinfer.core.errors import InputError
 from jaxinfer.io.artefact import load
-from jaxinfer.sharding.distributed import initialize
+from jaxinfer.sharding.distributed import check_same, initialize
 from jaxinfer.sharding.mesh import check_mesh, make_mesh
 
 SPECS = {
@@ -56,6 +56,7 @@ def main(folder, mode=""):
     """Load, run, and return the whole result; the same code in one process and in many."""
     mesh = make_mesh({"model": 4, "data": 2})  # devices of several processes along "model"
     check_mesh(mesh)
+    check_same("specs", {name: str(spec) for name, spec in SPECS.items()})
 
     def on(spec):
         return jax.NamedSharding(mesh, spec)
@@ -72,12 +73,16 @@ def main(folder, mode=""):
 
 
 def differ():
-    """Make meshes that differ between processes; prints what each is told."""
+    """Make meshes and plans that differ between processes; prints what each is told."""
     sizes = {"model": 4, "data": 2} if jax.process_index() else {"model": 2, "data": 4}
     try:
         check_mesh(make_mesh(sizes), timeout=30)
     except InputError as error:
         print("refused:", str(error).replace("\n", " "), flush=True)
+    try:
+        check_same("plan", {"w": jax.process_index()})
+    except InputError as error:
+        print("no plan:", str(error).replace("\n", " "), flush=True)
 
 
 if __name__ == "__main__":
