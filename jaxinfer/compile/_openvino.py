@@ -225,6 +225,11 @@ class OpenVINOFunction:
             if str(array.dtype) != dtype:
                 types.append(f"input {index}: required {dtype}, got {array.dtype}")
             found.append(_widened(array))
+            if found[-1].dtype.kind == "f" and np.isnan(found[-1]).any():
+                shapes.append(
+                    f"input {index}: has NaN, which OpenVINO does not keep (its exp of NaN is "
+                    "inf); take it out first, or compile with backend='xla'"
+                )
         if shapes or types:
             raise (InputError if shapes else InputTypeError)(
                 listing("inputs that do not fit:", [*shapes, *types])

@@ -265,6 +265,8 @@ def _comparison(name: str, operator: str) -> None:
             raise Refused("of bool: computed for floats and int32 only")
         if _dtype(eqn) == "int32":
             return graph.elementwise(lambda x, y: of_ints(graph.op, x, y), values)
+        if name in ("gt", "ge"):  # OpenVINO's greater is true of NaN, its less is not
+            values = values[::-1]
         return graph.elementwise(getattr(graph.op, operator), values)
 
     rule(name)(apply)
@@ -275,8 +277,8 @@ for _name, _operator in {
     "ne": "not_equal",
     "lt": "less",
     "le": "less_equal",
-    "gt": "greater",
-    "ge": "greater_equal",
+    "gt": "less",
+    "ge": "less_equal",
 }.items():
     _comparison(_name, _operator)
 
