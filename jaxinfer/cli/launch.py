@@ -41,7 +41,7 @@ import click
     type=click.FloatRange(0, min_open=True),
     default=300,
     show_default=True,
-    help="Seconds that the others may run on after the first has ended with code 0.",
+    help="Seconds that the others may run on after the first has come to its end.",
 )
 @click.option(
     "--grace",

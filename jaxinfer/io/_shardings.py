@@ -85,7 +85,7 @@ def _faults(sharding: Any, shape: Sequence[int], known: dict[str, set[Any]]) -> 
         if len(spec) > len(shape):
             found.append(f"{spec} has {len(spec)} entries for {len(shape)} axes")
         for axis, (size, names) in enumerate(zip(shape, spec, strict=False)):
-            names = (names,) if isinstance(names, str) else names if names else ()
+            names = names if isinstance(names, tuple) else (names,)
             names = tuple(name for name in names if isinstance(name, str))
             parts = math.prod(mesh.shape[name] for name in names)
             if size % parts:

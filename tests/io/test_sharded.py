@@ -283,10 +283,14 @@ def test_shardings_that_do_not_fit(mesh):
     assert resolve(lambda name: on(mesh), avals) == dict.fromkeys(avals, on(mesh))
 
 
-def test_other_kinds_of_sharding():
+def test_other_kinds_of_sharding(checkpoint):
     avals = {"w": jax.ShapeDtypeStruct((6, 4), jnp.float32)}
     single = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     assert resolve(single, avals) == {"w": single}
+    free = jax.NamedSharding(jax.make_mesh((2,), ("a",), axis_types=(AUTO,)), P(P.UNCONSTRAINED))
+    assert resolve(free, avals) == {"w": free}
+    array = read_sharded(checkpoint, free, names=["w"])["w"]
+    np.testing.assert_array_equal(array, WEIGHTS["w"])
     known: dict = {}
     elsewhere = types.SimpleNamespace(
         device_set=frozenset(jax.devices()[:1]), shard_shape=Elsewhere().shard_shape

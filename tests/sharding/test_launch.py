@@ -196,9 +196,9 @@ def test_all_at_their_end_may_take_their_time():
 
 
 @contextlib.contextmanager
-def launcher(options=""):
+def launcher(options="", first=""):
     """A launcher in a process of its own, with two programs; yields it and their numbers."""
-    code = program("print(os.getpid(), flush=True); time.sleep(600)")
+    code = program(f"{first}; print(os.getpid(), flush=True); time.sleep(600)".lstrip("; "))
     text = (
         f"from jaxinfer.cli._launch import Settings, launch; launch({code!r}, Settings(2{options}))"
     )
@@ -219,6 +219,17 @@ def test_interrupted_launcher(number):
         made.send_signal(number)
         _, err = made.communicate(timeout=60)
         assert "KeyboardInterrupt" in err
+        assert not any(map(alive, pids))
+
+
+def test_a_second_interrupt_does_not_wait():
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    with launcher(", grace=3000", deaf) as (made, pids):
+        made.send_signal(signal.SIGINT)
+        while made.poll() is None:  # a signal that comes before the first was heard is the first
+            time.sleep(0.1)
+            with contextlib.suppress(ProcessLookupError):
+                made.send_signal(signal.SIGTERM)
         assert not any(map(alive, pids))
 
 
