@@ -291,13 +291,13 @@ class OpenVINOFunction:
                 self._openvino.serialize(self._built.model, *paths)
                 names += FILES
             outputs = self._built.outputs
-            fixed = {
+            fixed: dict[str, Any] = {
                 str(i): np.frombuffer(value.tobytes(), np.uint8)
                 for i, value in enumerate(outputs)
                 if isinstance(value, np.ndarray)
             }
             if fixed:
-                np.savez(folder / CONSTANTS, **fixed)
+                np.savez(folder / CONSTANTS, **fixed)  # pyright: ignore[reportArgumentType]
                 names.append(CONSTANTS)
             data = {
                 "schema": SCHEMA,
@@ -406,6 +406,8 @@ def _same_avals(
         raise ValueError(f"required {counts[0]} inputs and {counts[1]} outputs, got {got}")
     if sorted(held) != list(range(len(held))) or any(not 0 <= i < len(in_avals) for i in inputs):
         raise ValueError("inputs or outputs that are not there")
+    if model is None:
+        return
     pairs = [(model.inputs[place], in_avals[index]) for place, index in enumerate(inputs)]
     where = [i for i, out in enumerate(outputs) if type(out) is int]
     pairs += [(model.outputs[outputs[i]], out_avals[i]) for i in where]

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.core import dtypes
@@ -86,7 +87,7 @@ def writable(array: np.ndarray) -> np.ndarray:
     """
     if array.flags.writeable or array.nbytes == 0:
         return array
-    memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    memory: Any = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
     return np.frombuffer(memory, array.dtype).reshape(array.shape)
 
 
@@ -359,7 +360,7 @@ def host(value: Any) -> Any:
     """Return a constant as a numpy array (of a JAX array on the CPU: the same memory)."""
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return value
     if isinstance(value, (bool, int, float)):
         return np.asarray(value, jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))

@@ -239,8 +239,9 @@ def _walk(value: Any) -> tuple[Structure, list[int | None]]:
         return _node("record", value._name, list(value), list(value.to_tuple()))
     if isinstance(value, Mapping):
         return _node("dict", "", list(value), list(value.values()))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return _node("namedtuple", type(value).__name__, list(value._fields), list(value))
+    fields = getattr(value, "_fields", None)
+    if isinstance(value, tuple) and fields is not None:
+        return _node("namedtuple", type(value).__name__, list(fields), list(value))
     if isinstance(value, (tuple, list)):
         return _node("tuple" if isinstance(value, tuple) else "list", "", [], list(value))
     return _node("tuple", "", [], jax.tree.leaves(value))
