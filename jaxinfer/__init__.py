@@ -11,6 +11,7 @@ Importing this imports no torch and touches no device.
 
 import jaxinfer.rules  # noqa: F401  (registers the rules of array types)
 from jaxinfer._version import __version__ as __version__
+from jaxinfer.api import export as export
 from jaxinfer.api import from_flax as from_flax
 from jaxinfer.api import from_function as from_function
 from jaxinfer.api import from_generative as from_generative
@@ -18,6 +19,9 @@ from jaxinfer.api import from_onnx as from_onnx
 from jaxinfer.api import from_torch as from_torch
 from jaxinfer.api import load as load
 from jaxinfer.api import load_calibration as load_calibration
+from jaxinfer.api import load_executable as load_executable
+from jaxinfer.api import load_export as load_export
+from jaxinfer.api import pipeline as pipeline
 from jaxinfer.api import save as save
 from jaxinfer.api import save_calibration as save_calibration
 from jaxinfer.api import to_nnx as to_nnx
@@ -25,7 +29,6 @@ from jaxinfer.compile.bucket import bucket as bucket
 from jaxinfer.compile.bucket import choose_buckets as choose_buckets
 from jaxinfer.compile.build import compile as compile
 from jaxinfer.compile.guard import no_compile as no_compile
-from jaxinfer.compile.store import load_executable as load_executable
 from jaxinfer.core.errors import JaxinferError as JaxinferError
 from jaxinfer.core.hoist import hoist_constants as hoist_constants
 from jaxinfer.core.model import Model as Model

@@ -10,6 +10,7 @@ from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, find_entry_point, signature_of
 
 if TYPE_CHECKING:
+    from jaxinfer.compile.executable import Executable
     from jaxinfer.core.frontend import Progress
 
 
@@ -252,15 +253,69 @@ def save(model: Model, path: Any, *, overwrite: bool = False) -> None:
     model.save(path, overwrite=overwrite)
 
 
-def load(path: Any) -> Model:
+def load(
+    path: Any,
+    *,
+    abstract: bool = False,
+    shardings: Any = None,
+    verify: bool = True,
+    progress: Callable[[int, int, float, str], None] | None = None,
+) -> Model:
     """Read a model directory. Needs no torch, runs no code from it, checks everything.
+
+    Args:
+      path: the directory.
+      abstract: read no weight: parameters are ``jax.ShapeDtypeStruct``, for a plan or a trace.
+      shardings: where each parameter goes: a ``ShardingPlan``, one ``Sharding`` for all, or a
+        mapping or function from the array's name (``w``, ``w.qvalue``) to one. Each process
+        reads its slices only, and holds at most one tensor for each thread beside them.
+      verify: hold the weight files against their SHA-256, in constant memory; False: those that
+        were not are listed in ``provenance["loaded_unverified"]``.
+      progress: called as ``progress(done_bytes, total_bytes, bytes_per_s, name)``.
 
     Raises:
       ArtefactError: everything that is wrong with the directory, at once.
+      InputError: shardings that are missing, extra, or do not divide a parameter; all at once.
+      MemoryError: the devices cannot hold their shards.
+
+    Example::
+
+        plan = ji.partition(ji.load("big/", abstract=True), ji.make_mesh({"model": 8}))
+        model = ji.load("big/", shardings=plan)
     """
     from jaxinfer.io.artefact import load as read
 
-    return read(path)
+    return read(path, abstract=abstract, shardings=shardings, verify=verify, progress=progress)
+
+
+def load_executable(path: Any, *, strict: bool = False) -> Executable:
+    """Read what ``Executable.save`` has written; see ``jaxinfer.compile.store``."""
+    from jaxinfer.compile.store import load_executable as read
+
+    return read(path, strict=strict)
+
+
+def export(model: Model, path: Any, **options: Any) -> Any:
+    """Write a model as StableHLO for other platforms; see ``jaxinfer.compile.export.export``."""
+    from jaxinfer.compile.export import export as write
+
+    return write(model, path, **options)
+
+
+def load_export(path: Any, *, check: bool = True) -> Model:
+    """Read what ``export`` has written; see ``jaxinfer.compile.export.load_export``."""
+    from jaxinfer.compile.export import load_export as read
+
+    return read(path, check=check)
+
+
+def pipeline(
+    model: Model, inputs: Any = None, *, stages: int, microbatch: int, **options: Any
+) -> Any:
+    """Cut a model into stages on several devices; see ``jaxinfer.compile.pipeline.pipeline``."""
+    from jaxinfer.compile.pipeline import pipeline as cut
+
+    return cut(model, inputs, stages=stages, microbatch=microbatch, **options)
 
 
 def save_calibration(stats: Mapping[str, Any], path: Any, *, overwrite: bool = False) -> None:

@@ -54,7 +54,7 @@ def test_page_runs(page, tmp_path, monkeypatch, own_rules):
 
 def test_readme_example_is_ten_lines_and_right(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    source, _ = blocks((ROOT / "README.md").read_text())
+    source, *_ = blocks((ROOT / "README.md").read_text())
     lines = source.strip().splitlines()
     assert len([line for line in lines if line]) == 10
     monkeypatch.chdir(tmp_path)
