@@ -142,6 +142,17 @@ class Counter(nn.Module):
         return self.total * 2
 
 
+def test_one_tensor_passed_twice_is_two_inputs():
+    class Difference(torch.nn.Module):
+        def forward(self, a, b, more):
+            return a - 2 * b + 4 * more["c"]
+
+    x = torch.zeros(3)
+    model = ji.from_torch(Difference(), (x, x), {"more": {"c": x}})
+    one, two, three = np.ones(3, "f4"), np.full(3, 2, "f4"), np.full(3, 3, "f4")
+    np.testing.assert_array_equal(model(one, two, more={"c": three}), np.full(3, 9))
+
+
 def test_mutated_buffers_come_back_as_new_state():
     model = convert(Counter(), torch.ones(3))
     x = jnp.arange(3.0)

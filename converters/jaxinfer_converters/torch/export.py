@@ -40,6 +40,21 @@ DATA_DEPENDENT_ADVICE = (
 )
 
 
+def _apart(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Clone tensors that are passed twice: torch.export takes both inputs for one."""
+    seen: set[int] = set()
+
+    def apart(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if id(leaf) in seen:
+            return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+        seen.add(id(leaf))
+        return leaf
+
+    return pytree.tree_map(apart, (args, kwargs))
+
+
 def export(
     module: torch.nn.Module,
     args: Sequence[Any],
@@ -60,7 +75,7 @@ def export(
     Raises:
       ConversionError: the export fails: which line or layer, and what to do.
     """
-    args, kwargs = tuple(args), dict(kwargs or {})
+    args, kwargs = _apart(tuple(args), dict(kwargs or {}))
     dims: dict[str, Any] = {}
     if isinstance(dynamic_shapes, Mapping):
         dynamic_shapes = _with_static_rest(module, args, kwargs, dynamic_shapes)
