@@ -51,6 +51,7 @@ def _carried(
     """Return the states of a loop's carry: they hold before and after every step."""
     state = list(init)
     for _ in range(8):
+        site.walker.forget(site.address)
         after = [_join(a, b) for a, b in zip(state, step(state), strict=True)]
         if after == state or any(one is None for one in after):
             return after

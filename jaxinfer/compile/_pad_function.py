@@ -178,8 +178,9 @@ def _least(
     """Return the least sizes for which the bucket's program is the function, where not 1.
 
     A trace at the smallest size and one half way must be explained by the same formulas as those
-    near the bucket; where one is not (a number is ``max(n, 64)``), bisection finds from where on it is. A small size at
-    which the model computes in another way altogether shows nothing, and is passed over.
+    near the bucket; where one is not (a number is ``max(n, 64)``), bisection finds from where
+    on it is. A small size at which the model computes in another way altogether shows nothing,
+    and is passed over.
     """
     base = near.observed.base
 

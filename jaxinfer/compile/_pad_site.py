@@ -96,6 +96,10 @@ class Walks(Protocol):
         """Record that a length must be at least a value."""
         ...
 
+    def forget(self, address: Address) -> None:
+        """Drop what was found within an equation: it is walked again."""
+        ...
+
     def inside(
         self,
         site: Site,

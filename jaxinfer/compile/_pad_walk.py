@@ -147,7 +147,6 @@ class Walker:
         self, eqns: Sequence[Any], ins: Sequence[State | None], address: Address, live: Any
     ) -> Sequence[State | None]:
         eqn = eqns[0]
-        self.forget(address)
         if any(state is None for state in ins):
             return [None] * len(eqn.outvars)
         known = [state for state in ins if state is not None]
@@ -193,12 +192,13 @@ class Walker:
         self.found.entered |= {address[:end] for end in range(1, len(address) + 1, 2)}
 
     def forget(self, address: Address) -> None:
-        """Drop what was found at an address and within it: it is walked again."""
-        found = self.found
+        """Drop what was found within an equation: it is walked again."""
+        found, size = self.found, len(address)
+        within = lambda key: len(key) > size and key[:size] == address
         for table in (found.actions, found.numbers, found.problems):
-            for key in [key for key in table if key[: len(address)] == address]:
+            for key in list(filter(within, table)):
                 del table[key]
-        found.entered = {key for key in found.entered if key[: len(address)] != address}
+        found.entered = {key for key in found.entered if not within(key)}
 
     def _literals(self, site: Site) -> None:
         for operand, vars_ in enumerate(zip(*(eqn.invars for eqn in site.eqns), strict=True)):

@@ -216,6 +216,11 @@ CASES = {
     "loop to n": Case(
         lambda p, x: lax.fori_loop(0, x.shape[1], lambda i, c: c + x[:, i] * i, jnp.zeros(3)), [N]
     ),
+    "number carried by a loop": Case(
+        lambda p, x: lax.while_loop(lambda s: s[0] < s[1],
+                                    lambda s: (s[0] + 1, s[1], s[2] + x[:, s[0]]),
+                                    (0, x.shape[1], jnp.zeros(3)))[2], [N],
+    ),
     "loop until all have stopped": Case(collatz, [("n",)]),
     "branches": Case(
         lambda p, x: lax.cond(x[0, 0] > 0, lambda y: y.mean(1), lambda y: -y.max(1), x), [N]
