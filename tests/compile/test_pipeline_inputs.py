@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.compile._stages_choose import result_axes
 from jaxinfer.compile._stages_inputs import check_microbatch, resolve
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.signature import LeafSpec, Signature
@@ -80,6 +81,20 @@ CASES = [
 def test_what_does_not_fit(leaves, batch, declared, message):
     with pytest.raises(InputError, match=message):
         resolve(model_of(**leaves), declared, batch)
+
+
+def test_a_model_without_arrays():
+    with pytest.raises(InputError, match="a model without array inputs has no batch"):
+        resolve(ji.from_function(lambda p: p["w"], {"w": jnp.ones(2)}, ()), None, None)
+
+
+def test_a_batch_that_has_one_size():
+    model = ji.from_function(lambda p, x: x, {}, (jnp.ones((2, 3)),))
+    inputs = resolve(model, [("batch", 3)], None)
+    assert result_axes(model, inputs, 2) == [0]
+    assert result_axes(model, inputs._replace(bounds=(1, 2)), 2) == [0]  # compared with 1
+    with pytest.raises(InputError, match="batch is always 2: nothing to cut"):
+        result_axes(model, inputs._replace(bounds=(2, 2)), 2)
 
 
 def test_a_model_without_example_inputs():
