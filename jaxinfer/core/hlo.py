@@ -206,8 +206,24 @@ class _Walk:
         listed = re.search(r"replica_groups=\{\{([^}]*)\}", attributes)
         if listed:
             return max(len(listed[1].split(",")), 1)
+        named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+        if named:
+            return _of_mesh(named[1], named[2])
         tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
         return int(tiled[2]) if tiled else max(self.devices, 1)  # {}: all of them
+
+
+def _of_mesh(axes: str, chosen: str) -> int:
+    """Return the size of groups along axes of a mesh, or along parts of axes.
+
+    >>> _of_mesh("'a'=2,'b'=4", "'a','b':(1)2")
+    4
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
+    group = 1
+    for name, part in re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", chosen):
+        group *= int(part) if part else sizes.get(name, 1)
+    return group
 
 
 # The text: computations, instructions, shapes.

@@ -167,6 +167,28 @@ def test_a_text_of_the_gpu_compiler():
     ]
 
 
+@pytest.mark.parametrize(
+    ("groups", "want"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['data'=2,'model'=4] {'model'}", 4),
+        ("mesh['data'=2,'model'=4] {'data','model'}", 8),
+        ("mesh['data'=2,'model'=4], device_ids=([2,4]T(1,0)) {'model':(1)2}", 2),
+        ("{}", 8),
+    ],
+)
+def test_groups_as_versions_write_them(groups, want):
+    text = f"""HloModule m, num_partitions=8
+
+ENTRY %main (p: f32[4]) -> f32[4] {{
+  %p = f32[4]{{0}} parameter(0)
+  ROOT %r = f32[4]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+    assert communication(text).operations == (Operation("all-reduce", 16, want, 1, "r"),)
+
+
 def test_a_text_without_a_program():
     with pytest.raises(ValueError, match="none with an ENTRY"):
         collectives("no HLO")
