@@ -110,8 +110,6 @@ def _row(graph: Graph, x: Operand, step: int) -> Operand:
     if is_const(x):
         return np.asarray(x)[step]
     shape, rest = x.shape, x.shape[1:]
-    if 0 in rest:
-        raise Refused("over an array of size zero")
     row = sliced(graph, x, [step, *[0] * len(rest)], [step + 1, *rest], [1] * len(shape),
                  (1, *rest))  # fmt: skip
     return reshaped(graph, graph.full(row), rest)
@@ -183,6 +181,8 @@ class _Loop:
     def sliced(self, value: Operand, reverse: bool) -> Operand:
         """Return a row of a value, that of the step."""
         shape = tuple(np.shape(value)) if is_const(value) else value.shape
+        if 0 in shape:  # a constant
+            return np.asarray(value)[0]
         out = _flipped(self.outer, self.outer.full(value), shape[0], reverse)
         row = self._parameter(out, (1, *shape[1:]))
         node = row.out.get_node()
@@ -208,13 +208,17 @@ class _Loop:
         after = inner.full(true if condition is None else condition)
         results = [op.result(after)]
         nodes = []
-        for value in new:
-            nodes.append(op.result(inner.full(value)))
+        for value, (node, _) in zip(new, self._state, strict=True):
+            nodes.append(None if node is None else op.result(inner.full(value)))
         rows = []
         for value, var in zip(stacked, outvars[len(new) :], strict=True):
             rest = tuple(var.aval.shape[1:])
+            if 0 in rest:
+                rows.append(None)
+                continue
             rows.append(op.result(reshaped(inner, inner.full(value), (1, *rest)).out))
-        results += [*nodes, *rows]
+        results += [node for node in nodes if node is not None]
+        results += [*(row for row in rows if row is not None)]
         if inner.refused:  # of the whole program: the body may hold what stands in for it
             return [self.outer._stand_in(var.aval) for var in outvars]
         body = load_openvino().Model(results, inner.parameters, "body")
@@ -235,6 +239,9 @@ class _Loop:
                 out = loop.get_iter_value(result.input_value(0), -1)
                 outs.append(Value(out, tuple(var.aval.shape)))
         for result, var in zip(rows, outvars[len(new) :], strict=True):
+            if result is None:
+                outs.append(np.zeros(var.aval.shape, var.aval.dtype))
+                continue
             out = loop.get_concatenated_slices(result.input_value(0), 0, 1, 1, -1, 0)
             shape = tuple(var.aval.shape)
             outs.append(Value(_flipped(self.outer, out, shape[0], reverse), shape))

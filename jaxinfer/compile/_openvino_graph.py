@@ -34,7 +34,7 @@ import numpy as np
 
 from jaxinfer.core import dtypes
 from jaxinfer.core._bodies import bodies
-from jaxinfer.core._compat import bind, source_line
+from jaxinfer.core._compat import bind, inner, source_line
 from jaxinfer.core.errors import JaxinferError, MissingExtraError, listing
 
 WIDE = ("float64", "int64", "uint64", "uint32")
@@ -296,7 +296,11 @@ class Graph:
         name = eqn.primitive.name
         avals = [var.aval for var in eqn.outvars]
         if all(map(is_const, values)) and not getattr(eqn, "effects", None):
-            return self._fold(eqn, values)
+            try:
+                return self._fold(eqn, values)
+            except Exception as error:  # whatever JAX raises for it on the CPU
+                lines = str(error).strip().splitlines() or [""]
+                return self._refuse(eqn, f"{type(error).__name__}: {lines[0][:200]}")
         if all(_empty(aval) for aval in avals):
             return [np.zeros(aval.shape, aval.dtype) for aval in avals]
         if name in INLINED:
@@ -309,12 +313,15 @@ class Graph:
                 raise Refused("has no counterpart here")
             made = found(self, eqn, values)
         except Refused as refusal:
-            where = f" at {line}" if (line := source_line(eqn)) else ""
-            self.refused[f"{name}{where}: {refusal}"] += 1
-            return [self._stand_in(aval) for aval in avals]
+            return self._refuse(eqn, refusal)
         if any(str(aval.dtype) in ("bfloat16", "float16") for aval in avals):
             self.narrow_floats[name] += 1
         return made if isinstance(made, list) else [made]
+
+    def _refuse(self, eqn: Any, reason: Any) -> list[Operand]:
+        where = f" at {line}" if (line := source_line(eqn)) else ""
+        self.refused[f"{eqn.primitive.name}{where}: {reason}"] += 1
+        return [self._stand_in(var.aval) for var in eqn.outvars]
 
     def _fold(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
         self.folded[eqn.primitive.name] += 1
@@ -458,7 +465,7 @@ def refusals(graph: Graph) -> list[str]:
 
 def _run(closed: Any) -> tuple[Built, Graph, list[Operand]]:
     graph, args, taken = Graph(), [], []
-    jaxpr = closed.jaxpr
+    jaxpr, consts = inner(closed)
     in_avals = tuple(map(_described, jaxpr.invars))
     for index, (var, (shape, dtype)) in enumerate(zip(jaxpr.invars, in_avals, strict=True)):
         if not all(isinstance(size, int) for size in shape):
@@ -472,7 +479,7 @@ def _run(closed: Any) -> tuple[Built, Graph, list[Operand]]:
         else:
             args.append(graph.parameter(shape, dtype))
             taken.append(index)
-    outs = graph.run(jaxpr, closed.consts, args)
+    outs = graph.run(jaxpr, consts, args)
     out_avals = tuple(map(_described, jaxpr.outvars))
     for index, ((_, dtype), out) in enumerate(zip(out_avals, outs, strict=True)):
         if not is_const(out) and dtype not in TAKEN:

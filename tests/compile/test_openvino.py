@@ -5,6 +5,7 @@ import concurrent.futures
 import gc
 import importlib.util
 import json
+import re
 import sys
 
 import jax
@@ -433,6 +434,9 @@ def test_loops_and_branches():
             lax.scan(lambda c, a: (jnp.tanh(c @ w2 + a), None), zeros, many)[0],
             lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, jnp.stack([w] * 3))[0],
             lax.scan(step, x[0], x[:0]),
+            lax.scan(lambda c, a: (c + n, a), 0, x[:, :0]),
+            lax.scan(lambda c, a: ((c[0] + n, c[1]), a[:0]), (0, x[:0]), many),
+            lax.scan(lambda c, a: (c + n, a), 0, many[:, :0]),
             lax.while_loop(
                 lambda s: s[1].sum() < 100, lambda s: (s[0] + 1, s[1] * 1.5), (0, abs(x))
             ),
@@ -547,6 +551,32 @@ def test_everything_that_is_refused_is_named_at_once_with_its_line():
 def test_refusals(fn, args, reason):
     found = unsupported(traced(fn, *args))
     assert any(reason in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes", "reason"),
+    [
+        (lambda x, i: x[i[:, 0], i[:, 1]], ((2**16, 2**15), (3, 2)), "2.31 elements"),
+        (lambda x, i: x.at[i[:, 0], i[:, 1]].set(0.0), ((2**16, 2**15), (3, 2)), "2.31 elements"),
+        (lambda x, i: lax.reshape(x, (6,), (1, 0)), ((2, 3), (1,)), "order of dimensions"),
+        (lambda x, i: lax.scan(lambda c, a: (c + a.sum(), c), 0.0, x), ((9, 0), (1,)), None),
+        (lambda x, i: lax.scan(lambda c, a: (c + i[0], a), 0, x), ((9, 0), (1,)), None),
+        (lambda x, i: lax.top_k(x.astype(jnp.bfloat16), 2), ((3, 5), (1,)), "another dtype"),
+        (lambda x, i: x.at[i.astype(jnp.int8)].set(0.0), ((3, 5), (1,)), "int8"),
+        (lambda x, i: lax.platform_dependent(x, tpu=lambda x: x, cuda=jnp.sin), ((3,), (1,)),
+         "(?s)platform_index.*without a branch for the CPU"),
+    ],
+)  # fmt: skip
+def test_refusals_by_shape(fn, shapes, reason):
+    """From shapes alone: nothing is allocated."""
+    x, i = (
+        jax.ShapeDtypeStruct(s, t) for s, t in zip(shapes, (jnp.float32, jnp.int32), strict=True)
+    )
+    found = unsupported(jax.make_jaxpr(fn)(x, i))
+    if reason is None:
+        assert not found
+    else:
+        assert re.search(reason, "\n".join(found)), found
 
 
 def test_64_bit_programs_are_refused():
