@@ -178,7 +178,8 @@ def _gather(
     """Return the spec of an operand that is whole over some mesh axes, otherwise as it is."""
     entries: list[Any] = []
     for each in product.operand:
-        own = split.get(lead(each), ()) if each else ()  # pyright: ignore[reportArgumentType]
+        factor = lead(each)
+        own = split.get(factor, ()) if factor else ()
         if set(own) & set(names):
             left = tuple(name for name in own if name not in names)
             entries.append(left or None)

@@ -35,7 +35,7 @@ def shards(entry: Any, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in axes_of(entry))
 
 
-def spread(spec: Sequence[Any], mesh: Mesh) -> int:
+def spread(spec: Sequence[Any] | PartitionSpec, mesh: Mesh) -> int:
     """Return into how many shards a spec splits an array."""
     return math.prod(shards(entry, mesh) for entry in spec)
 
@@ -74,7 +74,7 @@ def part_specs(path: str, leaf: Any, spec: PartitionSpec) -> dict[str, Partition
     return found
 
 
-def faults(path: str, leaf: Any, spec: Sequence[Any], mesh: Mesh) -> list[str]:
+def faults(path: str, leaf: Any, spec: Sequence[Any] | PartitionSpec, mesh: Mesh) -> list[str]:
     """Return what is wrong with a spec for a leaf, each naming the leaf, the axis and sizes."""
     shape = tuple(leaf.shape)
     of = f"{path} {list(shape)}"
@@ -106,7 +106,7 @@ def _axes(mesh: Mesh) -> str:
     return ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
 
 
-def _t(spec: Sequence[Any]) -> str:
+def _t(spec: Sequence[Any] | PartitionSpec) -> str:
     return f"({', '.join(str(_entry(axes_of(entry))) for entry in spec)})"
 
 
