@@ -158,12 +158,34 @@ def _split_all(layout: Layout, factor: Factor, names: Sequence[str], kind: str) 
     for path, axis in _once(dimension.params):
         if not layout.uses(path, names):
             layout.split(path, axis, names, _reason(layout, dimension, path, axis, kind))
+    _split_inputs(layout, dimension, names, kind)
+
+
+def _split_inputs(layout: Layout, dimension: Dimension, names: Sequence[str], kind: str) -> None:
     for component, index, axis in dimension.inputs:
         place = layout.inputs[component][index]
-        if not any(name in entry for entry in place for name in names):
+        size = layout.reading.arrays(component)[index].shape[axis]
+        count = _count(layout.mesh, (*place[axis], *names))
+        if size % count == 0 and not any(name in entry for entry in place for name in names):
             place[axis] = (*place[axis], *names)
             why = layout.input_why.setdefault((component, index), [])
             why.append(f"axis {axis} is the {kind} of the parameters")
+
+
+def follow(layout: Layout, params: Mapping[str, PartitionSpec]) -> None:
+    """Split inputs along the dimensions that given specs split (a cache along its heads).
+
+    Not along what is gathered for use, nor where a split must not spread.
+    """
+    reading = layout.reading
+    for path, spec in params.items():
+        if path in layout.closed or path not in reading.leaves:
+            continue
+        for axis, entry in enumerate(spec):
+            names = [n for n in _specs.axes_of(entry) if n not in layout.gathered.get(path, ())]
+            factor = reading.leading(path, axis) if names else None
+            if factor is not None:
+                _split_inputs(layout, reading.dimensions[factor], names, "dimension")
 
 
 def _reason(layout: Layout, dimension: Dimension, path: str, axis: int, kind: str) -> str:
@@ -251,15 +273,16 @@ def _choose(reading: Reading, ranked: Sequence[Factor], alone: Mapping[str, floa
     cost = bytes of the dimensions chosen + bytes of the leaves left, each split by itself
 
     Greedy in the order given, each taken if it lowers the cost; then each that was left out is
-    tried in place of those that exclude it, as long as that lowers the cost.
+    tried in place of those that exclude it, as long as that lowers the cost, or covers more
+    leaves at the same.
     """
     dimensions = reading.dimensions
     leaves = {f: {path for path, _ in dimensions[f].params if path in alone} for f in ranked}
 
-    def cost(chosen: Sequence[Factor]) -> float:
+    def cost(chosen: Sequence[Factor]) -> tuple[float, int]:
         covered = set[str]().union(*(leaves[f] for f in chosen))
         left = sum(own for path, own in alone.items() if path not in covered)
-        return left + sum(dimensions[f].wire for f in chosen)
+        return left + sum(dimensions[f].wire for f in chosen), -len(covered)
 
     def filled(chosen: Sequence[Factor]) -> list[Factor]:
         found = list(chosen)

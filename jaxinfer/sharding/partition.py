@@ -38,6 +38,8 @@ CANDIDATES = 8
 """How many candidates ``auto`` compiles at most: the one that splits the inputs alone, which
 communicates least, then those with the fewest bytes per device."""
 
+_OUTSIDE = ("data", "sequence")
+
 Roles = dict[str, tuple[str, ...]]
 
 
@@ -126,8 +128,8 @@ def _by_rules(
         for path, array in zip(reading.names[0], reading.arrays(0), strict=True)
     }
     applied = apply_rules(reading.leaves, rules, mesh, logical=logical, inputs=named)
-    roles = {role: axes_for(mesh, role) for role in ("data", "sequence") if axes_for(mesh, role)}
-    layout = _auto.lay_out(reading, mesh, roles)
+    layout = _auto.lay_out(reading, mesh, _input_roles("", mesh))
+    _auto.follow(layout, applied.specs)
     own = [applied.specs.get(path) for path in named]
     if any(spec is not None for spec in own):
         _set_inputs(layout, [spec or PartitionSpec() for spec in own])
@@ -149,20 +151,28 @@ def _again(reading: Reading, mesh: Mesh, plan: ShardingPlan) -> ShardingPlan:
     ]
     if problems:
         raise InputError(listing("the plan does not fit the parameters:", problems))
-    roles = {role: axes_for(mesh, role) for role in ("data", "sequence") if axes_for(mesh, role)}
-    used = {name for spec in plan.inputs for entry in spec for name in _specs.axes_of(entry)}
-    layout = _auto.lay_out(reading, mesh, roles)
-    if plan.inputs and len(plan.inputs) == len(layout.inputs[0]):
+    layout = _auto.lay_out(reading, mesh, _input_roles(plan.strategy, mesh))
+    layout.gathered, layout.closed = dict(plan.gathered), list(plan.closed)
+    ranks = [len(entry) for entry in layout.inputs[0]]
+    if len(ranks) == len(plan.inputs) and all(
+        len(spec) <= rank for spec, rank in zip(plan.inputs, ranks, strict=True)
+    ):
         _set_inputs(layout, plan.inputs)
         layout.notes.clear()
-    elif plan.inputs:
-        layout.notes.append(
-            f"inputs: the plan's are of another function ({', '.join(sorted(used))})"
-        )
+    else:
+        _auto.follow(layout, plan.params)
     why = {row.path: row.why for row in plan.rows}
-    layout.gathered, layout.closed = dict(plan.gathered), list(plan.closed)
-    made = _finish(reading, mesh, dict(plan.params), why, layout, plan.strategy, plan.notes)
+    notes = tuple(dict.fromkeys((*plan.notes, *layout.notes)))
+    made = _finish(reading, mesh, dict(plan.params), why, layout, plan.strategy, notes)
     return dataclasses.replace(made, candidates=plan.candidates)
+
+
+def _input_roles(strategy: str, mesh: Mesh) -> Roles:
+    """Return over which mesh axes a strategy, or else their names, split the inputs."""
+    given = re.split(r"[+(]", strategy)[0] in _auto.STRATEGIES
+    roles = _roles_of(strategy, mesh) if given else {}
+    found = {role: roles.get(role, () if given else axes_for(mesh, role)) for role in _OUTSIDE}
+    return {role: axes for role, axes in found.items() if axes}
 
 
 def _set_inputs(layout: _auto.Layout, specs: Sequence[PartitionSpec]) -> None:

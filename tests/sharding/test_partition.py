@@ -244,6 +244,27 @@ def test_components_share_a_plan():
         partition(model, "data=2", "data", inputs=[jnp.ones((8, 24))])
 
 
+def test_a_cache_is_split_along_its_heads():
+    """An input that the parameters' dimensions run along, by strategy, by rules, by a plan."""
+
+    def fn(p, x, cache):
+        q = (x @ p["q"]).reshape(x.shape[0], 4, 2)
+        new = jnp.einsum("bnh,bnsh->bns", q, cache)
+        return jnp.einsum("bns,bnsh->bnh", new, cache).reshape(x.shape[0], 8) @ p["o"]
+
+    params = functions.random({"q": (16, 8), "o": (8, 16)})
+    inputs = (functions.batch(2, 16), functions.batch(2, 4, 5, 2))
+    model = ji.from_function(fn, params, inputs)
+    found = partition(model, "data=2,model=4", "data+tensor")
+    assert found.inputs == (P("data"), P("data", "model"))
+    assert found.rows[-1].why == "axis 1 is the heads of the parameters; axis 0 is the batch"
+    assert functions.ran(model, found, *inputs)[0] <= TOLERANCE
+    rules = {"q": (None, "model"), "o": ("model",)}
+    assert partition(model, "data=2,model=4", rules).inputs == found.inputs
+    bare = dataclasses.replace(found, inputs=())
+    assert partition(model, found.mesh, bare).inputs == found.inputs
+
+
 def test_a_converted_bert():
     """Two layers, converted from transformers: 8 heads over 4, the batch over 2."""
     torch = pytest.importorskip("torch")
