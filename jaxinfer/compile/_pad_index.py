@@ -232,10 +232,7 @@ def concatenate(site: Site) -> list[State]:
         if axis == at:
             axes.append(varied(site.out_axes()[axis]))
             continue
-        joined = site.ins[0][axis]
-        for state in site.ins[1:]:
-            joined = join(joined, state[axis])
-        axes.append(varied(joined))
+        axes.append(varied(site.joined(*((part, axis) for part in range(len(site.ins))))))
     parts = [_end(site, number, at) for number in range(len(site.ins))]
     if any(isinstance(part, Length) for part in parts[:-1]):
 
@@ -393,15 +390,17 @@ def scatter(site: Site) -> list[State]:
             (eqn.invars[0].aval.shape[axis], eqn.invars[2].aval.shape[at]) for eqn in site.eqns
         }
         if all(n == k for n, k in pairs):
-            state[axis] = join(operand[axis], updates[at])
+            state[axis] = site.joined((0, axis), (2, at))
         elif is_padded(updates[at]) or is_padded(operand[axis]):
-            parts[axis] = (_end(site, 0, axis), _end(site, 2, at), updates[at])
+            lengths = _end(site, 0, axis), _end(site, 2, at)
+            parts[axis] = (*lengths, site.ins[2][at])
+            state[axis] = site.ins[0][axis]
     if parts:
         return [_scatter_box(site, windows, state, parts)]
     places = [at for at in range(len(updates)) if at not in numbers.update_window_dims]
     rows: dict[int, Axis] = {}
     for axis, at in enumerate(places):
-        joined = join(indices[axis], updates[at])
+        joined = site.joined((1, axis), (2, at))
         if axis in batching.values():
             (own,) = [o for o, i in batching.items() if i == axis]
             state[own] = join(operand[own], joined)
@@ -413,6 +412,8 @@ def scatter(site: Site) -> list[State]:
         for c, axis in enumerate(numbers.scatter_dims_to_operand_dims)
         if axis in numbers.inserted_window_dims and (length := site.need_prefix(0, axis))
     }
+    for axis in numbers.inserted_window_dims:
+        state[axis] = site.ins[0][axis]
     if rows or (ends and held):
         drop = site.shape()[numbers.scatter_dims_to_operand_dims[0]]
         targets = [site.shape()[a] for a in numbers.scatter_dims_to_operand_dims]
@@ -465,6 +466,7 @@ def _scatter_box(site: Site, windows: Sequence[int], state: list[Axis], parts: E
     ends = dict(parts)
     for axis in numbers.inserted_window_dims:
         ends[axis] = (_end(site, 0, axis), 1, ())
+        state[axis] = site.ins[0][axis]
     for end, size, _ in parts.values():
         if isinstance(end, Length) and isinstance(size, int):
             site.walker.at_least(end, size)

@@ -18,6 +18,7 @@ from jaxinfer.compile._pad_axes import (
     Axis,
     Refusal,
     State,
+    canonical,
     is_padded,
     is_uniform,
     join,
@@ -74,11 +75,12 @@ def elementwise(site: Site) -> list[State]:
     shape = site.shapes_out()[0]
     axes: list[Axis] = []
     for at, size in enumerate(shape):
-        found: Axis | None = None
-        for operand, state in enumerate(site.ins):
-            if len(state) == len(shape) and site.shape(operand)[at] == size:  # not one for all
-                found = state[at] if found is None else join(found, state[at])
-        axes.append(() if found is None else found)
+        places = [
+            (operand, at)
+            for operand, state in enumerate(site.ins)
+            if len(state) == len(shape) and site.shape(operand)[at] == size  # not one for all
+        ]
+        axes.append(site.joined(*places))
     return [tuple(axes)]
 
 
@@ -143,7 +145,37 @@ def reshaped(site: Site) -> list[State]:
     state = site.ins[0]
     if all(map(is_uniform, state)):
         return [site.out_axes(uniform=True)]
-    return [reshape(state, site.shapes_out()[0])]
+    shape = site.shapes_out()[0]
+    try:
+        return [reshape(state, shape)]
+    except Refusal:
+        for axis, dims in _groups(site.shape(), shape):
+            if is_padded(state[axis]):
+                parts = [site.out_axes()[dim] for dim in dims]
+                site.move(0, axis, canonical(factor for part in parts for factor in part))
+        if not site.moves:
+            raise
+    return [reshape(site.ins[0], shape)]
+
+
+def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Return each axis that becomes several by itself, and which."""
+    found, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        first, left, dims, right = i, before[i], [j], after[j]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right and i < len(before):
+                left, i = left * before[i], i + 1
+            elif right < left and j < len(after):
+                right *= after[j]
+                dims.append(j)
+                j += 1
+            else:
+                return found
+        if i == first + 1 and len(dims) > 1:
+            found.append((first, dims))
+    return found
 
 
 # -- reductions ----------------------------------------------------------------------------
@@ -203,16 +235,19 @@ def cumulative(site: Site) -> list[State]:
 def sort(site: Site) -> list[State]:
     """Padding sorts last, and a stable sort keeps it behind its equals."""
     axis, keys = site.params["dimension"], site.params["num_keys"]
-    joined = site.ins[0]
-    for state in site.ins[1:]:
-        joined = tuple(map(join, joined, state))
+    operands = range(len(site.ins))
+    joined = tuple(
+        site.joined(*((operand, at) for operand in operands)) for at in range(len(site.ins[0]))
+    )
     if is_padded(joined[axis]):
         if len(site.ins) > keys and not site.params["is_stable"]:
             raise Refusal("padding may come before its equals in a sort that is not stable")
-        for operand in range(keys):
+        for operand in operands:
             site.ins[operand] = joined
             site.need_prefix(operand, axis)
-            site.mask(operand, axis, "last")
+            if operand < keys:
+                site.mask(operand, axis, "last")
+        joined = site.ins[0]
     state = (*joined[:axis], varied(joined[axis]), *joined[axis + 1 :])
     return [state] * len(site.ins)
 
@@ -236,7 +271,7 @@ def top_k(site: Site) -> list[State]:
 
 def _contract(site: Site, a: int, b: int) -> None:
     """Mask the axes that a product sums over; one that is uniform is padded as the other is."""
-    both = join(site.ins[0][a], site.ins[1][b])
+    both = site.joined((0, a), (1, b))
     for operand, axis in ((0, a), (1, b)):
         state = list(site.ins[operand])
         state[axis] = both
@@ -250,7 +285,7 @@ def dot_general(site: Site) -> list[State]:
     (contract, batch) = site.params["dimension_numbers"]
     for a, b in zip(*contract, strict=True):
         _contract(site, a, b)
-    shared = [join(site.ins[0][a], site.ins[1][b]) for a, b in zip(*batch, strict=True)]
+    shared = [site.joined((0, a), (1, b)) for a, b in zip(*batch, strict=True)]
     free = [
         site.ins[side][axis]
         for side in (0, 1)
@@ -276,7 +311,7 @@ def ragged_dot(site: Site) -> list[State]:
         _contract(site, a, b)
     groups = numbers.rhs_group_dimensions
     site.need_whole(1, groups)
-    shared = [join(site.ins[0][a], site.ins[1][b]) for a, b in zip(*batch, strict=True)]
+    shared = [site.joined((0, a), (1, b)) for a, b in zip(*batch, strict=True)]
     lhs = [a for at, a in enumerate(site.ins[0]) if at not in (*contract[0], *batch[0])]
     rhs = [a for at, a in enumerate(site.ins[1]) if at not in (*contract[1], *batch[1], *groups)]
     return [(*shared, *lhs, *rhs)]

@@ -66,6 +66,22 @@ def replaced(run: Any, x: Array, axis: int, factors: Axis, fill: Any) -> Array:
     return jnp.where(real_part(run, x.shape, axis, factors), x, value)
 
 
+def moved(run: Any, x: Array, axis: int, before: Axis, after: Axis) -> Array:
+    """Return ``x`` with the real places of an axis where ``after`` has them, in their order."""
+    size = x.shape[axis]
+    place, rank, tail = jnp.arange(size, dtype=jnp.int32), jnp.zeros(size, jnp.int32), size
+    lengths = lambda factors: [real(run, f.length) if f.length else f.size for f in factors]
+    for factor, length in zip(after, lengths(after), strict=True):
+        tail //= factor.size
+        rank = rank * length + (place // tail) % factor.size
+    at, stride = jnp.zeros(size, jnp.int32), 1
+    for factor, length in reversed(list(zip(before, lengths(before), strict=True))):
+        at += rank % jnp.maximum(length, 1) * stride
+        rank //= jnp.maximum(length, 1)
+        stride *= factor.size
+    return jnp.take(x, at, axis=axis, mode="clip")
+
+
 class PaddedRun(Interpreter):
     """The interpreter of one call.
 
@@ -96,6 +112,9 @@ class PaddedRun(Interpreter):
         if action is None:
             return array_rule(equation, values)
         given = list(values)
+        for move in action.moves:
+            (x,) = self.arrays(equation, [given[move.operand]])
+            given[move.operand] = moved(self, x, move.axis, move.before, move.after)
         for mask in action.masks:
             fill = mask.fill
             if isinstance(fill, tuple):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxinfer.compile._pad_axes import Axis, Refusal, State, any_padded, is_padded, prefix, show
+from jaxinfer.compile._pad_axes import (
+    Axis,
+    Refusal,
+    State,
+    any_padded,
+    is_padded,
+    join,
+    prefix,
+    show,
+    varied,
+)
 from jaxinfer.compile._pad_same import series, where
 from jaxinfer.compile._pad_sizes import Length, Number, Observed
 
@@ -24,16 +35,28 @@ class Mask:
 
 
 @dataclasses.dataclass(frozen=True)
+class Move:
+    """An operand's axis whose real places are to be rearranged, in their order."""
+
+    operand: int
+    axis: int
+    before: Axis
+    after: Axis
+
+
+@dataclasses.dataclass(frozen=True)
 class Action:
     """What to do in place of an equation.
 
     Attributes:
-      masks: padding to be replaced in its operands first.
+      moves: axes of its operands to be rearranged first.
+      masks: padding to be replaced in its operands then.
       compute: ``compute(run, equation, values)`` in place of the equation, or None.
       notes: what was done, for people.
       needs: the symbols that it reads.
     """
 
+    moves: tuple[Move, ...]
     masks: tuple[Mask, ...]
     compute: Any
     notes: tuple[str, ...]
@@ -121,6 +144,7 @@ class Site:
         self.name = self.eqn.primitive.name
         self.params = self.eqn.params
         self.masks: list[Mask] = []
+        self.moves: list[Move] = []
         self.notes: list[str] = []
         self.reads: set[str] = set()
         self.compute: Any = None
@@ -181,26 +205,62 @@ class Site:
     def need_prefix(self, operand: int, axis: int) -> Length | None:
         """Return the real length of an axis, None if it is whole.
 
+        Merged axes whose real places lie apart are moved together first.
+
         Raises:
-          Refusal: its real part is not its beginning.
+          Refusal: the length is no function of the sizes that is known.
         """
         factors = self.ins[operand][axis]
         if not is_padded(factors):
             return None
-        length = prefix(factors)
-        if length is None:
-            raise Refusal(f"the real part of axis {axis} is not its beginning: {show(factors)}")
-        return length
+        if prefix(factors) is None:
+            sizes = [(eqn.invars[operand].aval.shape[axis],) for eqn in self.eqns]
+            self.move(operand, axis, self.walker.axes(sizes)[0])
+        return prefix(self.ins[operand][axis])
+
+    def move(self, operand: int, axis: int, after: Axis) -> None:
+        """Have the real places of an operand's axis rearranged, in their order.
+
+        Raises:
+          Refusal: there are not as many of them.
+        """
+        state = list(self.ins[operand])
+        before, after = state[axis], varied(after)
+        if any(_count(before, at) != _count(after, at) for at in self.walker.observed.sizes):
+            raise Refusal(
+                f"its operands are padded in different places: {show(after)} and {show(before)}"
+            )
+        self.moves.append(Move(operand, axis, before, after))
+        self.note(f"axis {axis} of operand {operand}: {show(before)} as {show(after)}")
+        state[axis] = after
+        self.ins[operand] = tuple(state)
+
+    def joined(self, *places: tuple[int, int]) -> Axis:
+        """Return the one axis that axes of operands (operand, axis) are, moved where they differ.
+
+        Raises:
+          Refusal: they have not as many real places.
+        """
+        found: Axis | None = None
+        for operand, axis in places:
+            mine = self.ins[operand][axis]
+            try:
+                found = mine if found is None else join(found, mine)
+            except Refusal:
+                assert found is not None
+                self.move(operand, axis, found)
+        return found or ()
 
     def action(self) -> Action | None:
         """Return what the rule asked for."""
-        if not self.masks and self.compute is None:
+        if not self.masks and not self.moves and self.compute is None:
             return None
-        reads = frozenset(self.reads).union(*(symbols_of(mask.factors) for mask in self.masks))
-        masks, notes = tuple(self.masks), tuple(self.notes)
-        return Action(
-            masks, self.compute, notes, reads, self.name, where(self.eqn, self.walker.around)
-        )
+        axes = [mask.factors for mask in self.masks]
+        axes += [each for move in self.moves for each in (move.before, move.after)]
+        reads = frozenset(self.reads).union(*map(symbols_of, axes))
+        lists = tuple(self.moves), tuple(self.masks)
+        source = where(self.eqn, self.walker.around)
+        return Action(*lists, self.compute, tuple(self.notes), reads, self.name, source)
 
 
 def unknown(site: Site) -> list[State]:
@@ -224,3 +284,7 @@ def unknown(site: Site) -> list[State]:
 
 def _fill(fill: Any) -> str:
     return f"operand {fill[1]}" if isinstance(fill, tuple) else str(fill)
+
+
+def _count(axis: Axis, at: Mapping[str, int]) -> int:
+    return math.prod(factor.length.at(at) if factor.length else factor.size for factor in axis)

@@ -1,6 +1,6 @@
 """Sizes and numbers as functions of the real sizes, fitted to traces at several sizes.
 
-A length is ``scale * n + offset``, or ``scale`` times a product of sizes. A number that a program
+A length is ``scale * n + offset``, n a size or a product of sizes. A number that a program
 computed from a size while it was traced (the ``n`` that a mean divides by, ``1/sqrt(n)``) is
 
     c * n**e * m**f      e, f of -2, -1, -1/2, 1/2, 1, 2
@@ -30,7 +30,7 @@ POWERS = (1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
 
 
 class Length(NamedTuple):
-    """``scale * product of the sizes + offset``; an offset only with one size."""
+    """``scale * product of the sizes + offset``; a size may be there more than once."""
 
     scale: int
     symbols: tuple[str, ...]
@@ -135,22 +135,16 @@ class Observed:
             length.at(sizes) == value for sizes, value in zip(self.sizes, values, strict=True)
         )
         symbols = self.depends(values)
-        if len(symbols) == 1:
-            (symbol,) = symbols
-            points = {one[symbol]: v for one, v in zip(self.sizes, values, strict=True)}
-            (n, v), (m, w) = itertools.islice(points.items(), 2)
-            if (v - w) % (n - m) == 0:
-                scale = (v - w) // (n - m)
-                line = Length(scale, (symbol,), v - scale * n)
-                if fits(line):
-                    return line
         for powers in itertools.product((1, 2, 3), repeat=len(symbols)):
             names = tuple(s for s, p in zip(symbols, powers, strict=True) for _ in range(p))
-            whole = math.prod(self.base[name] for name in names)
-            if symbols and whole and values[0] % whole == 0:
-                product = Length(values[0] // whole, names)
-                if fits(product):
-                    return product
+            x = [math.prod(sizes[name] for name in names) for sizes in self.sizes]
+            other = next((i for i in range(1, len(x)) if x[i] != x[0]), 0)
+            if not other or (values[0] - values[other]) % (x[0] - x[other]):
+                continue
+            scale = (values[0] - values[other]) // (x[0] - x[other])
+            length = Length(int(scale), names, int(values[0] - scale * x[0]))
+            if fits(length):
+                return length
         return None
 
     def number(self, values: Sequence[Any], dtype: Any) -> Number | None:

@@ -60,6 +60,10 @@ class Walker:
             if length is None:
                 raise Refusal(f"the size of axis {axis} is no linear function of the sizes "
                               f"({series(sizes)})")  # fmt: skip
+            if isinstance(length, Length) and length.scale < 0:
+                raise Refusal(
+                    f"axis {axis} is {length} long: longer at real sizes than at the bucket's"
+                )
             real = None if isinstance(length, int) else length
             state.append(canonical([Factor(sizes[0], real, uniform)]))
         return tuple(state)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.compile._pad_trace import filled
 from jaxinfer.compile.bucket import Size, bucket, pad
 from tests.compile.padding import assert_same, garbage, real_of
 
@@ -27,7 +28,9 @@ def check(model, shapes, sizes, reals, make, tol):
     """Hold one bucket against the model; the padding of ids is 7, of floats NaN."""
     padded = pad(model, shapes, sizes)
     run = jax.jit(padded.run)
-    plain = jax.jit(lambda params, arrays: jax.tree.leaves(model._run()(params, arrays, None)))
+    plain = jax.jit(
+        lambda params, arrays: jax.tree.leaves(model._run()(params, filled(model, arrays), None))
+    )
     rng = np.random.default_rng(0)
     for real in reals:
         arrays = make(rng, **real)

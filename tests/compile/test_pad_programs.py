@@ -251,14 +251,32 @@ CASES = {
         dtypes=["float32", "int32"],
     ),
     # experts
-    "experts": Case(experts, [("b", 5, 4)], bucket={"b": 4}, reals=[{"b": 1}, {"b": 3}],
-                    params=MOE),
+    "experts": both(experts, params=MOE),
     "dense experts": both(dense_experts, params=MOE),
     # axes that are merged
     "flat": both(lambda p, x: (x.reshape(-1, 4) @ p["w"]).reshape(x.shape), params={"w": w(4, 4)}),
     "flat sum": both(lambda p, x: x.reshape(-1).sum() / x.size),
     "heads": Case(
         lambda p, x: x.reshape(-1, 2, 2).swapaxes(0, 1).reshape(2, -1).T, [("n", 4)]
+    ),
+    "flat sort": both(lambda p, x: jnp.sort(x[..., 0].reshape(-1)).reshape(x.shape[:2])),
+    "flat argmax": both(lambda p, x: x.reshape(-1, 4).argmax(0)),
+    "flat slice": both(lambda p, x: x.reshape(-1, 4)[-2:]),
+    "flat index": both(lambda p, x: x.reshape(-1, 4)[jnp.array([0, -1])]),
+    "flat parts": both(lambda p, x: jnp.concatenate([x.reshape(-1, 4)] * 2).cumsum(0)[-1]),
+    "flat in two orders": both(
+        lambda p, x: (x.reshape(-1, 4) + x.swapaxes(0, 1).reshape(-1, 4)).reshape(x.shape)
+    ),
+    "flat positions": both(
+        lambda p, x: (x[..., 0].reshape(-1) * jnp.arange(x[..., 0].size)).reshape(x.shape[:2])
+    ),
+    "flat product": both(lambda p, x: x.reshape(-1, 4).T @ x.swapaxes(0, 1).reshape(-1, 4)),
+    "flat scatter": both(
+        lambda p, x: jnp.zeros(x[..., 0].size).at[jnp.arange(x[..., 0].size)[::-1]].set(
+            x[..., 0].reshape(-1)).reshape(x.shape[:2])
+    ),
+    "twice, then apart": Case(
+        lambda p, x: jnp.concatenate([x, 2 * x]).reshape(2, -1, 4)[1], [("n", 4)]
     ),
     "pairs": Case(lambda p, x: (x[0][:, None] - x[0]).reshape(-1).max(), [N]),
     # linear algebra and transforms of a batch
