@@ -7,7 +7,7 @@
 does not look at: JSON (signature, structure of the outputs, digests, versions), its length and a
 mark. So the plain call works, without jaxinfer:
 
-    exported = jax.export.deserialize(bytearray(open("m.stablehlo", "rb").read()))
+    exported = jax.export.deserialize(bytearray(Path("m.stablehlo").read_bytes()))
     outputs = exported.call(safetensors.flax.load_file("m.safetensors"), *leaves)
 
 and ``load_export`` finds a file that was cut short, changed, or paired with other weights.
