@@ -246,6 +246,8 @@ def _tensor(layout: Layout, names: Sequence[str]) -> None:
         weight = reading.bytes(paths)
         if factor in outside or {"scan", "experts"} & dimension.kinds or not weight:
             continue
+        if not any(path in reading.sites for path in paths):
+            continue  # no product runs along it: nothing would be computed in parts
         if _legal(layout, dimension, names):
             ranked.append((dimension.wire / weight, factor.number, factor))
     alone = _alone(layout, names, _count(mesh, names))

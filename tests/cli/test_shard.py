@@ -15,9 +15,10 @@ def saved(monkeypatch):
 
 def test_an_opaque_program_is_stored_split_and_gathered(cli, tmp_path):
     functions.mlp(64, 256).save(tmp_path / "mlp")
-    result = cli("shard", "mlp", "--mesh", "model=4", "--sharding", "tensor", "--explain")
+    result = cli("shard", "mlp", "--mesh", "model=4", "--sharding", "tensor", "--json")
     assert result.code == 0, result.err
-    assert "axis 1 of 256, gathered for use" in result.out
+    reasons = {row["path"]: row["why"] for row in result.json["rows"]}
+    assert reasons["up"] == "no dimension of it is split: axis 1 of 256, gathered for use"
 
 
 def test_explains_every_leaf(cli, saved):
