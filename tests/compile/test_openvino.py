@@ -23,6 +23,7 @@ from jaxinfer.compile._openvino import (
     compile_jaxpr,
     unsupported,
 )
+from jaxinfer.compile._openvino_graph import build
 from jaxinfer.core.errors import ArtefactError, InputError, InputTypeError, MissingExtraError
 
 if importlib.util.find_spec("openvino") is None:
@@ -453,6 +454,27 @@ def test_loops_and_branches():
         ]
 
     check(fn, X * 0.3, draw(47, 5, 7, scale=0.3), w, jnp.int32(2), tol=1e-4)  # 47 steps of tanh
+
+
+def test_a_convolution_rewritten_for_xla_is_taken_as_a_convolution():
+    weight = draw(3, 4)
+    shifted = lambda x: sum(jnp.roll(x, k - 1, 1) * weight[2 - k] for k in range(3))
+
+    def direct(x):
+        x = jnp.concatenate([x[:, -1:], x, x[:, :1]], 1)
+        kernel = weight[::-1][:, None][::-1]
+        return lax.conv_general_dilated(
+            x, kernel, (1,), "VALID", feature_group_count=4, dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+    def fn(x):
+        return lax.platform_dependent(x, cpu=shifted, default=direct)
+
+    x = draw(2, 9, 4)
+    check(fn, x, tol=1e-5)
+    kinds = [node.get_type_name() for node in build(traced(fn, x)).model.get_ops()]
+    assert kinds.count("GroupConvolution") == 1
+    assert "Multiply" not in kinds
 
 
 def test_layers():
