@@ -146,3 +146,32 @@ def test_collectives_are_those_of_the_program(minilm):
     )
     scored = score(model, plan, sizes=sizes).collectives
     assert list(scored) == collectives(compiled.as_text())
+
+
+def test_a_billion_parameters_on_shapes_alone():
+    """1.35 billion parameters in bfloat16, 24 layers in a scan: no weights, two a layer."""
+    import jax.numpy as jnp
+
+    from jaxinfer.core.model import Model
+    from jaxinfer.core.program import FunctionProgram, signature_of
+    from tests.sharding.functions import block, norm, shapes_of_block
+
+    d, f, layers, vocab = 2048, 5504, 24, 32000
+
+    def fn(p, ids):
+        x = p["embed"][ids]
+        step = lambda x, own: (block(own, x, 16).astype(x.dtype), None)
+        return norm(jax.lax.scan(step, x, p["layers"])[0], p["norm"]) @ p["head"]
+
+    def struct(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    stacked = {name: struct(layers, *shape) for name, shape in shapes_of_block(d, f).items()}
+    ends = {"embed": struct(vocab, d), "norm": struct(d), "head": struct(d, vocab)}
+    ids = jax.ShapeDtypeStruct((8, 512), jnp.int32)
+    model = Model(FunctionProgram(fn, signature_of((ids,))), {**ends, "layers": stacked})
+    plan = partition(model, "data=2,model=4")
+    assert plan.strategy == "data+tensor"
+    assert plan.bytes_per_device <= 1.1 * plan.bytes / 4
+    found = {each.kind: each.count for each in plan.candidates[0].collectives}
+    assert found == {"all-reduce": 2 * layers, "all-gather": 1}
