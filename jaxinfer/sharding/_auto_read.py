@@ -9,10 +9,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.array_types import nbytes
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.leaves import leaves as named_leaves
 from jaxinfer.core.model import Model
+from jaxinfer.core.program import x64_of
 from jaxinfer.core.provenance import Obstacle, Site, by_path
 from jaxinfer.core.symbols import is_name
 from jaxinfer.core.trace import example_sizes, input_structs, trace
@@ -121,7 +123,8 @@ def read(
     names, given, chosen = [], [], {}
     traced = []
     for part in parts.values():
-        own, at = _inputs(part, mesh, sizes, inputs)
+        with x64_scope(x64_of(part.program)):
+            own, at = _inputs(part, mesh, sizes, inputs)
         chosen |= at
         given.append(own)
         names.append([spec.path for spec in part.inputs if spec.is_array])

@@ -79,8 +79,17 @@ class ShardingPlan:
         (``_pins``), which saves communication. To be jitted with ``param_shardings`` and
         ``input_shardings``.
         """
+        return self.pin(model._run())
+
+    def pin(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a flat function ``run(params, leaves, rng_key=None)`` with the plan's pins.
+
+        Args:
+          run: of the model that the plan is for, also padded to a bucket: any function of its
+            parameters. It may close over values that are being traced.
+        """
         specs = (self.mesh, self.params, self.inputs, self.gathered, self.closed)
-        return pinned(model._run(), *specs)
+        return pinned(run, *specs)
 
     def param_shardings(self, params: Any) -> dict[str, NamedSharding]:
         """Return the sharding of every array among the parameters.

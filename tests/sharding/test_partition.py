@@ -244,6 +244,26 @@ def test_components_share_a_plan():
         partition(model, "data=2", "data", inputs=[jnp.ones((8, 24))])
 
 
+def test_any_function_of_the_parameters_can_be_pinned():
+    """One that closes over a traced value, as a bucket's does over its real sizes."""
+    model = functions.mlp(64, 256)
+    found = partition(model, "data=8", "fsdp")
+    assert found.gathered.keys() == {"up", "down"}
+
+    def scaled(params, x, size):
+        run = found.pin(lambda p, leaves, key=None: model._run()(p, leaves) * size)
+        return run(params, [x])
+
+    x = functions.batch(8, 64)
+    params = found.place(model).params
+    compiled = jax.jit(scaled).lower(params, x, 3.0).compile()
+    np.testing.assert_allclose(compiled(params, x, 3.0), 3 * model(x), rtol=1e-5, atol=1e-5)
+    assert "all-gather" in compiled.as_text()
+    plain = dataclasses.replace(found, gathered={}, closed=())
+    run = model._run()
+    assert plain.pin(run) is run
+
+
 def test_a_cache_is_split_along_its_heads():
     """An input that the parameters' dimensions run along, by strategy, by rules, by a plan."""
 
