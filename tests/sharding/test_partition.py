@@ -248,7 +248,7 @@ def test_any_function_of_the_parameters_can_be_pinned():
     """One that closes over a traced value, as a bucket's does over its real sizes."""
     model = functions.mlp(64, 256)
     found = partition(model, "data=8", "fsdp")
-    assert found.gathered.keys() == {"up", "down"}
+    assert set(found.gathered) == {"up", "bias", "down"}
 
     def scaled(params, x, size):
         run = found.pin(lambda p, leaves, key=None: model._run()(p, leaves) * size)
