@@ -175,6 +175,8 @@ def input_state(shape: Sequence[Dim], observed: Observed) -> State:
         length = observed.length(values)
         if length is None:
             raise InputError(f"the dimension {dim} is no linear function of a size")
+        if isinstance(length, Length) and length.scale < 0:
+            raise InputError(f"the dimension {dim} grows as the size shrinks: it cannot be padded")
         real = length if isinstance(length, Length) else None
         axes.append(canonical([Factor(values[0], real)]))
     return tuple(axes)

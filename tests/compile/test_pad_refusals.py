@@ -234,6 +234,12 @@ def test_sizes_of_a_bucket():
         pad(model, [("n//2", "n")], {"n": 9}, arrays=["float32"])
 
 
+def test_dimensions_that_grow_as_sizes_shrink():
+    model = ji.from_function(lambda p, x: x, {}, None)
+    with pytest.raises(InputError, match="the dimension 20 - n grows as the size shrinks"):
+        pad(model, [("n", "20 - n")], {"n": 9}, arrays=["float32"])
+
+
 def test_calls_with_other_arrays():
     padded = pad(ji.from_function(lambda p, x: x.mean() * p["w"], {"w": jnp.ones(2)}, None), [N],
                  {"n": 8}, arrays=["float32"])  # fmt: skip
