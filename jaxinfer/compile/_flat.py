@@ -55,15 +55,18 @@ class Flat:
         kept = [array for i, array in enumerate(arrays) if i not in self.donated]
         return kept, [arrays[i] for i in self.donated]
 
-    def function(self, padded: Any) -> Callable[..., list[Any]]:
-        """Return the flat function of one bucket (``bucket.Padded``)."""
+    def function(self, padded: Any, plan: Any = None) -> Callable[..., list[Any]]:
+        """Return the flat function of one bucket (``bucket.Padded``), with a plan's pins."""
 
         def flat(params: Any, inputs: Any, donated: Any, sizes: Any, key: Any) -> list[Any]:
-            rng_key = self._key(key)
             real = dict(zip(padded.needs, sizes, strict=True))
-            return list(
-                padded.run(self.params(params), self.leaves(inputs, donated), real, rng_key)
-            )
+
+            def run(params: Any, leaves: Any, rng_key: Any = None) -> list[Any]:
+                return list(padded.run(params, leaves, real, rng_key))
+
+            pinned = run if plan is None else plan.pin(run)
+            whole, leaves = self.params(params), self.leaves(inputs, donated)
+            return jax.tree.leaves(pinned(whole, leaves, self._key(key)))
 
         return flat
 

@@ -136,7 +136,7 @@ def lower(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, settings: Settings)
     with x64_scope(x64_of(flat.model.program)), warnings.catch_warnings():
         # said by an error of our own, with the bytes
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        traced = jax.jit(flat.function(padded), **options).trace(*args)
+        traced = jax.jit(flat.function(padded, settings.plan), **options).trace(*args)
         lowered = traced.lower()
     seconds = time.perf_counter() - started
     return Job(sizes, structs, shardings, padded, traced.jaxpr, lowered, seconds, notes)
@@ -316,7 +316,7 @@ def exported(flat: Flat, job: Job, settings: Settings) -> bytes:
     args, options = _call(flat, job.structs, job.padded, job.shardings, settings)
     with x64_scope(x64_of(flat.model.program)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        made = jax.export.export(jax.jit(flat.function(job.padded), **options))(*args)
+        made = jax.export.export(jax.jit(flat.function(job.padded, settings.plan), **options))(*args)
         return bytes(made.serialize())
 
 

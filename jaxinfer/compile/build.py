@@ -119,8 +119,8 @@ def compile(
     _require_settings(backend, fallback, check, mesh)
     spec = resolve(model, inputs, buckets)
     donated = _donated(spec, donate)
-    notes: list[str] = []
     plan = _plan(model, spec, mesh, sharding)
+    notes = list(plan.notes) if plan is not None else []
     devices = tuple(plan.mesh.devices.flat) if plan is not None else (jax.devices()[0],)
     flat = Flat(model, donated)
     params = _place(flat, plan, devices[0])
