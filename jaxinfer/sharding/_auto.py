@@ -36,8 +36,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxinfer.core.array_types import nbytes
 from jaxinfer.sharding import _score, _specs
+from jaxinfer.sharding._auto_dimensions import Dimension
 from jaxinfer.sharding._auto_factors import Factor, lead
-from jaxinfer.sharding._auto_flow import Dimension
 from jaxinfer.sharding._auto_read import InputAxis, Reading
 
 STRATEGIES = ("data", "fsdp", "tensor", "expert", "sequence")

@@ -18,8 +18,9 @@ from jaxinfer.core.program import x64_of
 from jaxinfer.core.provenance import Obstacle, Site, by_path
 from jaxinfer.core.symbols import is_name
 from jaxinfer.core.trace import example_sizes, input_structs, trace
+from jaxinfer.sharding._auto_dimensions import Dimension, dimensions
 from jaxinfer.sharding._auto_factors import Factor, lead
-from jaxinfer.sharding._auto_flow import Dimension, Flow, dimensions
+from jaxinfer.sharding._auto_flow import Flow
 
 _BATCH, _SEQUENCE = (
     ("batch", "batch_size", "b", "n"),

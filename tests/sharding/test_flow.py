@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from jaxinfer.sharding._auto_dimensions import dimensions
 from jaxinfer.sharding._auto_factors import expand, lead
-from jaxinfer.sharding._auto_flow import Flow, dimensions
+from jaxinfer.sharding._auto_flow import Flow
 
 
 def read(fn, **shapes):
