@@ -12,7 +12,6 @@ the first ``n`` of 16 rows of 3 are the first ``3 n`` of 48.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 
 from jaxinfer.compile._pad_sizes import Length
@@ -79,11 +78,6 @@ def is_uniform(axis: Axis) -> bool:
 def prefix(axis: Axis) -> Length | None:
     """Return the real length of an axis whose real part is its beginning; else None."""
     return axis[0].length if len(axis) == 1 else None
-
-
-def size_of(axis: Axis) -> int:
-    """Return the places of an axis."""
-    return math.prod(factor.size for factor in axis)
 
 
 def varied(axis: Axis) -> Axis:

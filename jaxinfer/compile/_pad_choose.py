@@ -86,8 +86,8 @@ def waste(
     Raises:
       InputError: a size above the largest bucket, or buckets that are none.
 
-    >>> waste([4, 8], {3: 1, 5: 1})
-    0.3333333333333333
+    >>> waste([4, 8], {3: 2, 8: 1})
+    0.125
     """
     counts = counted(histogram)
     if faults := bucket_faults(buckets):

@@ -50,13 +50,12 @@ def _carried(
 ) -> list[State | None]:
     """Return the states of a loop's carry: they hold before and after every step."""
     state = list(init)
-    for _ in range(8):
+    while True:  # it ends: an axis only ever stops being uniform
         site.walker.forget(site.address)
         after = [_join(a, b) for a, b in zip(state, step(state), strict=True)]
         if after == state or any(one is None for one in after):
             return after
         state = after
-    raise Refusal("the padding of what the loop carries does not settle")
 
 
 def _while(site: Site, each: Any, live: Any) -> list[State | None]:

@@ -25,7 +25,6 @@ from jaxinfer.compile._pad_axes import (
     is_padded,
     is_uniform,
     join,
-    prefix,
     show,
     varied,
     whole,
@@ -175,22 +174,18 @@ def _held(start: Array, most: Any) -> Array:
 @rule("dynamic_update_slice")
 def dynamic_update_slice(site: Site) -> list[State]:
     """Writes a box at a start held to ``[0, n - k]``; padding of the box is not written."""
-    operand, update = site.ins[0], site.ins[1]
-    axes, ends = list(operand), {}
-    for axis, (a, b) in enumerate(zip(operand, update, strict=True)):
+    axes, ends = list(site.ins[0]), {}
+    for axis in range(len(axes)):
         pairs = {tuple(v.aval.shape[axis] for v in eqn.invars[:2]) for eqn in site.eqns}
         if all(n == k for n, k in pairs):
-            axes[axis] = varied(join(a, b))
+            axes[axis] = varied(site.joined((0, axis), (1, axis)))
             continue
-        end = prefix(a) if is_padded(a) else site.shape()[axis]
-        size = prefix(b) if is_padded(b) else site.shape(1)[axis]
-        if end is None or size is None:
-            raise Refusal(f"axis {axis} is padded in places: {show(a)}, {show(b)}")
-        axes[axis] = varied(a)
+        end, size = _end(site, 0, axis), _end(site, 1, axis)
+        axes[axis] = varied(site.ins[0][axis])
         if isinstance(end, Length) and isinstance(size, int):
             site.walker.at_least(end, size)
         if isinstance(end, Length) or isinstance(size, Length):
-            ends[axis] = (end, size, b)
+            ends[axis] = (end, size, site.ins[1][axis])
     if ends:
         lengths = [one for end, size, _ in ends.values() for one in (end, size)]
 
@@ -307,8 +302,6 @@ def gather(site: Site) -> list[State]:
     numbers, operand, indices = site.params["dimension_numbers"], site.ins[0], site.ins[1]
     batching = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims,
                         strict=True))  # fmt: skip
-    if is_padded(indices[-1]):
-        raise Refusal("the axis of its index vectors is padded")
     sizes = site.param("slice_sizes")
     ends: dict[int, tuple[Length, int]] = {}
     windows: list[Axis] = []
@@ -376,9 +369,7 @@ SCATTERS = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max
 def scatter(site: Site) -> list[State]:
     """``a[index[b] + w] = update[b, w]``: padding among the updates is dropped."""
     numbers = site.params["dimension_numbers"]
-    operand, indices, updates = site.ins[:3]
-    if is_padded(indices[-1]):
-        raise Refusal("the axis of its index vectors is padded")
+    operand, _, updates = site.ins[:3]
     batching = dict(zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims,
                         strict=True))  # fmt: skip
     inserted = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)

@@ -173,6 +173,21 @@ CASES = {
         lambda p, x: lax.conv_general_dilated(x[None], p["k"], (1,), "SAME"), [N],
         params={"k": w(2, 3, 3)},
     ),
+    "depthwise convolution": Case(
+        lambda p, x: lax.conv_general_dilated(x[None], p["k"], (1,), [(2, 0)],
+                                              feature_group_count=3),
+        [N], params={"k": w(6, 1, 3)},
+    ),
+    "into merged axes": both(
+        lambda p, x: lax.dynamic_update_slice(x.reshape(-1), jnp.ones(2), (1,)).reshape(x.shape)
+    ),
+    "carried on": Case(
+        lambda p, x: lax.fori_loop(0, 12, lambda i, c: (x, *c[:-1]), (jnp.zeros_like(x),) * 10)[9]
+        .sum(1), [N],
+    ),
+    "ones of every bit, of unsigned": Case(
+        lambda p, x: lax.reduce_and(x.astype("uint8"), (1,)), [N], ["int32"]
+    ),
     "valid convolution": Case(
         lambda p, x: lax.conv_general_dilated(x[None], p["k"], (1,), [(0, 1)], rhs_dilation=(2,)),
         [N], params={"k": w(2, 3, 3)}, reals=[{"n": 4}, {"n": 7}],

@@ -7,8 +7,12 @@ import pytest
 from jax import lax
 
 import jaxinfer as ji
+from jaxinfer.compile._pad_axes import Refusal, wholes
 from jaxinfer.compile._pad_rules import rule
-from jaxinfer.compile.bucket import PaddingError, pad
+from jaxinfer.compile._pad_same import unlike
+from jaxinfer.compile._pad_sizes import Observed
+from jaxinfer.compile._pad_walk import Walker
+from jaxinfer.compile.bucket import PaddingError, Size, pad
 from jaxinfer.core.errors import InputError
 from tests.compile.padding import Case, check, padded_of
 
@@ -254,6 +258,68 @@ def test_calls_with_other_arrays():
         padded.run({"w": jnp.ones(2)}, [x, x], sizes)
     with pytest.raises(InputError, match="the real size of n is needed"):
         padded.run({"w": jnp.ones(2)}, [x], {})
+
+
+def test_other_refusals():
+    refused(
+        lambda p, x: lax.approx_max_k(x, 1), "approx_top_k at", "(n of 8)), and there is no rule"
+    )
+    refused(lambda p, x: lax.reshape(x, (3 * x.shape[1],), (1, 0)), "an order of dimensions")
+    refused(lambda p, x: x if x.shape[1] == 8 else jnp.sin(x), "sin at", "at some sizes only")
+    fn = lambda p, x: lax.cond(x[0, 0] > 0, lambda y: jnp.fft.fft(y, axis=1).real, lambda y: y, x)
+    refused(fn, "fft at")
+    mesh = jax.make_mesh((1,), ("d",))
+    spec = jax.sharding.PartitionSpec()
+    fn = jax.shard_map(jnp.sin, mesh=mesh, in_specs=spec, out_specs=spec)
+    refused(lambda p, x: fn(x), "shard_map at")
+    numbers = lax.RaggedDotDimensionNumbers((((1,), (0,)), ((), ())), [1], [])
+    fn = lambda p, x: lax.ragged_dot_general(x, x.T, jnp.array([2, 1]), numbers)
+    refused(fn, "ragged_dot_general at", "axis 1 of operand 0 is padded")
+
+
+def test_how_programs_differ():
+    """What two traces of one equation must share."""
+    x, y, at = jnp.ones(3), jnp.ones((3, 4)), [{"n": 1}, {"n": 2}]
+    last = lambda fn, *args: jax.make_jaxpr(fn)(*args).jaxpr.eqns[-1]
+
+    def differ(first, second):
+        return unlike([first, second], at, ())
+
+    assert differ(last(jnp.add, x, x), last(jnp.add, x, x)) == ""
+    join = lambda *parts: lax.concatenate(parts, 0)
+    assert "another number of operands" in differ(last(join, x, x), last(join, x, x, x))
+    number = last(lambda a: a * 2.0, x)
+    assert "a number stands where a value" in differ(last(jnp.multiply, x, x), number)
+    whole = jnp.ones(3, int)
+    assert "other dtypes" in differ(last(jnp.add, x, x), last(jnp.add, whole, whole))
+    assert "other ranks" in differ(last(jnp.add, x, x), last(jnp.add, y, y))
+    branch = lambda count: last(
+        lambda i, a: lax.switch(i, [lambda v, k=k: v * k for k in range(count)], a), 0, x
+    )
+    assert "another number of branches" in differ(branch(2), branch(3))
+    assert "it is not there at n = 2" in differ(number, None)
+
+
+def test_what_a_rule_finds_is_held_against_the_shapes():
+    walker = Walker(Observed([{"n": 8}, {"n": 7}, {"n": 6}]), {}, {"iota": ("shape",)})
+    with pytest.raises(Refusal, match="axis 0 of its result is 8, but 7 long at"):
+        walker.check(wholes((8,)), [(8,), (7,), (6,)])
+    jaxprs = [jax.make_jaxpr(lambda n=n: jnp.arange(n))().jaxpr for n in (8, 7, 6)]
+    assert walker.walk(jaxprs, [(), (), ()], []) == [None]
+    (problem,) = walker.found.problems.values()
+    assert "the shape of its result changes with the size, and there is no rule" in problem
+
+
+def test_constants_of_another_rank():
+    walker = Walker(Observed([{"n": 8}, {"n": 7}, {"n": 6}]), {}, {})
+    assert walker._constant([np.ones(2), np.ones((2, 2)), np.ones(2)], (0,)) is None
+    assert "its rank changes with the size" in walker.found.problems[0,]
+
+
+def test_a_dimension_that_would_be_negative_beside_the_bucket():
+    model = ji.from_function(lambda p, x: x.sum(1), {}, None)
+    padded = pad(model, [("n", "n - 7")], {"n": 8}, arrays=["float32"])
+    assert padded.outputs[0] == (Size("n"),)
 
 
 def test_a_rule_is_registered_once():
