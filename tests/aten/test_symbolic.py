@@ -1,6 +1,7 @@
 """Assertions on static sizes raise while tracing; those on traced values do nothing."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,3 +65,27 @@ def test_strides_and_parts_of_empty_arrays():
 def test_a_choice_by_data_is_a_where():
     choose = jax.jit(lambda b: OPS["torch.sym_ite"](b, 1, 0))
     assert (int(choose(True)), int(choose(False))) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: OPS["aten.arange.default"](x.shape[0]),
+        lambda x: OPS["aten.arange.start_step"](1, x.shape[0] + 5, 3),
+        lambda x: OPS["aten.arange.start"](2, x.shape[0] + 4, dtype=np.dtype("float32")),
+        lambda x: OPS["aten.slice.Tensor"](x, 0, 1, 2**63 - 1),
+        lambda x: OPS["aten.slice.Tensor"](x, 0, None, -1),
+        lambda x: OPS["aten.slice.Tensor"](x, 0, 0, x.shape[0]),
+        lambda x: OPS["aten.slice.Tensor"](x, 1, 1, 3),
+        lambda x: OPS["aten.slice.Tensor"](OPS["aten.arange.default"](600), 0, 0, x.shape[0]),
+    ],
+)
+def test_sizes_that_stay_open_in_an_export(fn):
+    """A function that is exported once with an open size gives what it gives at each size."""
+    size = jax.export.symbolic_shape("n, 5", constraints=["n >= 3", "n <= 600"])
+    exported = jax.export.export(jax.jit(fn))(jax.ShapeDtypeStruct(size, jnp.float32))
+    for n in (3, 7, 11):
+        x = jnp.arange(5.0 * n).reshape(n, 5)
+        want, got = fn(x), exported.call(x)
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -201,6 +203,10 @@ def arange_step(start: Any, end: Any, step: Any = 1, *, dtype: Any = None) -> Ar
     """start + step * i for i below ceil((end - start) / step)."""
     if any(map(is_array, (start, end, step))):
         raise NotImplementedError("the size of this arange depends on the values of a tensor")
+    if any(map(jax.export.is_symbolic_dim, (start, end, step))):  # an export with open sizes
+        kind = result_type(0) if dtype is None else dtype
+        count = max(-((start - end) // step), 0)
+        return cast(start + step * lax.iota(np.dtype(result_type(0)), count), kind)
     target = np.dtype(result_type(start, end, step) if dtype is None else dtype)
     if category(target) == 1:
         start, end, step = int(start), int(end), int(step)

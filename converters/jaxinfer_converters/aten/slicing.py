@@ -11,6 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import jax
+import jax.export
 import jax.numpy as jnp
 from jax import lax
 
@@ -25,6 +27,11 @@ def _bounds(size: int, start: int | None, end: int | None) -> tuple[int, int]:
     """Clamp Python-style slice bounds to 0 <= start <= end <= size."""
     if is_array(start) or is_array(end):
         refuse("a slice with a computed end", "use torch.narrow with a fixed length, or a mask")
+    if any(map(jax.export.is_symbolic_dim, (size, start, end))):  # an export with open sizes
+        held = lambda bound: max(min(bound if bound >= 0 else bound + size, size), 0)
+        start = 0 if start is None else held(start)
+        whole = end is None or (isinstance(end, int) and end >= 2**31 - 1)
+        return start, size if whole else max(start, held(end))
     start, end, _ = slice(start, end).indices(size)
     return start, max(start, end)
 
