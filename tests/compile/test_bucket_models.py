@@ -131,6 +131,7 @@ class Sounds(torch.nn.Module):
         return out, out.mean(1), out[:, -1], out.softmax(1)
 
 
+@pytest.mark.slow
 def test_sounds():
     batch, time = torch.export.Dim("batch", max=64), torch.export.Dim("time", min=4, max=64)
     model = converted(Sounds(), torch.ones(2, 3, 9), dynamic=({0: batch, 2: time},))

@@ -310,7 +310,7 @@ MANY = frozenset({
     "scan of a constant", "padded constant of a scan", "checkpoint", "custom_jvp", "vmap",
     "gradient", "window beyond", "scattered rows", "one-hot", "last token", "dense experts",
     "flat", "cholesky", "bits", "reversed", "transposed convolution", "var", "logsumexp",
-    "norm over the axis", "gram", "rotary", "index beyond, clipped", "embedding", "branches",
+    "norm over the axis", "flat product", "flat index", "gram", "rotary", "index beyond, clipped", "embedding", "branches",
 })  # fmt: skip
 """Cases that are run with the slow tests."""
 

@@ -144,7 +144,7 @@ quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 @given(steps)
-@settings(max_examples=8, derandomize=True, **quiet)
+@settings(max_examples=5, derandomize=True, **quiet)
 def test_random_programs(chosen):
     run(chosen)
 
