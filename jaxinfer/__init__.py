@@ -25,6 +25,7 @@ from jaxinfer.api import pipeline as pipeline
 from jaxinfer.api import save as save
 from jaxinfer.api import save_calibration as save_calibration
 from jaxinfer.api import to_nnx as to_nnx
+from jaxinfer.compile.bucket import PaddingError as PaddingError
 from jaxinfer.compile.bucket import bucket as bucket
 from jaxinfer.compile.bucket import choose_buckets as choose_buckets
 from jaxinfer.compile.build import compile as compile

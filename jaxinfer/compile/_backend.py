@@ -106,6 +106,7 @@ def _entry(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, options: Mapping[s
         aot.outputs_of(padded),
         Call(made),
         report,
+        least=dict(padded.least),
     )
 
 

@@ -44,17 +44,18 @@ def tolerance_of(model: Model) -> float:
     return WIDE if x64_of(model.program) and floats == {"float64"} else EXACT
 
 
-def real_sizes(spec: Spec, sizes: Mapping[str, int], masked: bool) -> list[dict[str, int]]:
+def real_sizes(spec: Spec, entry: Entry) -> list[dict[str, int]]:
     """Return the sizes at which a bucket is checked: one less than it, so that rows are there.
 
     And the smallest that use it, the most padding, where it masks.
     """
-    least = {}
+    sizes, least = entry.sizes, {}
     for name, size in sizes.items():
         smaller = [other + 1 for other in spec.buckets[name] if other < size]
-        least[name] = min(size, max([spec.low[name], 1, *smaller]))
+        lowest = [spec.low[name], 1, entry.least.get(name, 1), *smaller]
+        least[name] = min(size, max(lowest))
     nearly = {name: max(least[name], size - 1) for name, size in sizes.items()}
-    return [nearly, least] if masked and least != nearly else [nearly]
+    return [nearly, least] if entry.needs and least != nearly else [nearly]
 
 
 def random_inputs(spec: Spec, sizes: Mapping[str, int], seed: int = 0) -> list[np.ndarray]:
@@ -122,7 +123,7 @@ def check_entries(
     model = flat.model
     found, problems = [], []
     for entry in entries:
-        worst, tried = 0.0, real_sizes(spec, entry.sizes, bool(entry.needs))
+        worst, tried = 0.0, real_sizes(spec, entry)
         for sizes in tried:
             inputs = random_inputs(spec, sizes)
             with x64_scope(x64_of(model.program)):

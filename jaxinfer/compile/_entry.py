@@ -21,7 +21,8 @@ class Entry:
       outputs: for every result and axis: None, or (dimension, scale, offset) of its real size.
       code: ``code(params, inputs, donated, sizes, key) -> results``.
       report: figures.
-      payload: the serialized code, where it is XLA's; made on demand.
+      payload: the serialized code, where it is XLA's.
+      least: the smallest real size of a dimension for which the code holds, where it is not any.
     """
 
     sizes: Mapping[str, int]
@@ -32,6 +33,7 @@ class Entry:
     code: Callable[..., Sequence[Any]]
     report: BucketReport
     payload: bytes | None = None
+    least: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def slices(self, real: Mapping[str, int]) -> list[tuple[slice, ...] | None]:
         """Return, for every result, where the real part of it is; None: all of it."""

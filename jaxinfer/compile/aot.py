@@ -107,6 +107,7 @@ class Whole(NamedTuple):
     outputs: tuple[tuple[None, ...], ...]
     needs: tuple[str, ...] = ()
     masked: tuple[Any, ...] = ()
+    least: Mapping[str, int] = {}
 
 
 def _whole(flat: Flat, structs: Sequence[Any]) -> Whole:
@@ -233,7 +234,8 @@ def _compile(flat: Flat, job: Job, settings: Settings) -> Entry:
     outputs = outputs_of(job.padded)
     shapes = tuple(struct.shape for struct in job.structs)
     return Entry(
-        *(job.sizes, shapes, job.shardings, job.padded.needs, outputs, compiled, report, payload)
+        *(job.sizes, shapes, job.shardings, job.padded.needs, outputs, compiled, report, payload),
+        least=dict(job.padded.least),
     )
 
 
@@ -316,7 +318,8 @@ def exported(flat: Flat, job: Job, settings: Settings) -> bytes:
     args, options = _call(flat, job.structs, job.padded, job.shardings, settings)
     with x64_scope(x64_of(flat.model.program)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        made = jax.export.export(jax.jit(flat.function(job.padded, settings.plan), **options))(*args)
+        fn = jax.jit(flat.function(job.padded, settings.plan), **options)
+        made = jax.export.export(fn)(*args)
         return bytes(made.serialize())
 
 

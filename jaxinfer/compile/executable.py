@@ -251,6 +251,14 @@ class Executable:
         empty = [name for name in entry.needs if real.get(name) == 0]
         if empty:
             raise InputError(f"{', '.join(empty)}: 0: a size that masks depend on is 1 or more")
+        short = [
+            f"{name}: {real[name]}: the code for {entry.sizes[name]} holds from {least} on; below, "
+            "the model computes something else: compile a smaller bucket"
+            for name, least in entry.least.items()
+            if real.get(name, least) < least
+        ]
+        if short:
+            raise InputError(listing("inputs do not fit the executable:", short))
         targets = [
             None if array.shape == shape else shape
             for array, shape in zip(arrays, entry.shapes, strict=True)

@@ -122,6 +122,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "shapes": [list(shape) for shape in entry.shapes],
         "shardings": [_spec_json(sharding.spec) for sharding in entry.shardings],
         "needs": list(entry.needs),
+        "least": dict(entry.least),
         "outputs": [[axis and list(axis) for axis in axes] for axes in entry.outputs],
         "report": entry.report.to_json(),
     }
@@ -381,6 +382,7 @@ def _entry(
         code,
         BucketReport.from_json(report),
         payload,
+        {str(name): int(size) for name, size in described["least"].items()},
     )
 
 

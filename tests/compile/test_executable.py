@@ -130,6 +130,18 @@ def test_two_dimensions_and_masks():
     assert all("error" in bucket.check for bucket in exe.report())
 
 
+def test_sizes_below_which_the_model_computes_something_else(tmp_path):
+    """``x[:, :3]`` is shorter where x is: the code for 7 holds from 3 on."""
+    model = ji.from_function(lambda p, x: x[:, :3].sum(1) * p, jnp.float32(2), (jnp.ones((2, 7)),))
+    exe = compile(model, {"x": (2, "t")}, buckets={"t": [7]})
+    exe.save(tmp_path / "exe")
+    for made in (exe, ji.load_executable(tmp_path / "exe")):
+        x = models.rows(2, 3)
+        np.testing.assert_allclose(made(x), 2 * x.sum(1), rtol=1e-6)
+        with pytest.raises(InputError, match="t: 2: the code for 7 holds from 3 on"):
+            made(models.rows(2, 2))
+
+
 def test_the_report():
     exe = compile(models.mlp_model(), SHAPE, buckets={"batch": [2, 7]})
     report = exe.report()
