@@ -54,6 +54,7 @@ class Site:
       source: line of the user's code.
       scans: the scans around it that slice the parameter (stacked layers), outermost first.
       seen: axes of the parameter that the operand runs along; the others are sliced away.
+      windows: axes of a convolution's kernel that are its window, not its channels.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Site:
     source: str
     scans: tuple[Address, ...] = ()
     seen: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +189,12 @@ class _Walker:
         self.counts[origin.path] = ordinal + 1
         name, source = eqn.primitive.name, source_line(eqn)
         seen = tuple(sorted(frozenset[int]().union(*origin.axes)))
+        taps = eqn.params["dimension_numbers"].rhs_spec[2:] if name in WINDOWED else ()
+        windows = tuple(sorted({axis for at in taps for axis in origin.axes[at]}))
         self.sites.append(
             Site(
                 *(origin.path, ordinal, name, side, contracting, indexed, address, source),
-                *(origin.scans, seen),
+                *(origin.scans, seen, windows),
             )
         )
 
@@ -350,6 +354,7 @@ def _gather(eqn: Any, side: int) -> tuple[Sequence[int], Sequence[int]] | None:
     return ((), numbers.start_index_map) if side == 0 else None
 
 
+WINDOWED = ("conv_general_dilated",)
 SITES = {
     "dot_general": _dot,
     "ragged_dot_general": _ragged,

@@ -84,6 +84,8 @@ class Layout:
 
     def fits(self, path: str, axis: int, names: Sequence[str]) -> bool:
         """Return whether a leaf, all its parts, can be split along an axis as well."""
+        if axis in self.reading.windows(path):
+            return False
         entry = [*self.entries[path]]
         entry[axis] = (*entry[axis], *names)
         leaf = self.reading.leaves[path]

@@ -31,7 +31,7 @@ from jaxinfer.sharding._auto_read import Reading, read
 from jaxinfer.sharding._families import family_rules
 from jaxinfer.sharding._pins import pinned
 from jaxinfer.sharding.mesh import make_mesh
-from jaxinfer.sharding.plan import Row, ShardingPlan, rows_of
+from jaxinfer.sharding.plan import Row, ShardingPlan, rows_of, text
 from jaxinfer.sharding.rules import LOGICAL, apply_rules, axes_for, role_of, rules_of
 
 CANDIDATES = 8
@@ -196,6 +196,7 @@ def _finish(
     strategy: str,
     notes: Sequence[str],
 ) -> ShardingPlan:
+    _require_no_windows(reading, specs)
     rows = rows_of(reading.leaves, specs, why, mesh)
     single = len(reading.components) == 1
     for number, component in enumerate(reading.components):
@@ -208,6 +209,25 @@ def _finish(
     inputs = layout.input_specs(0) if single else ()
     pins = (dict(layout.gathered), tuple(layout.closed))
     return ShardingPlan(mesh, dict(specs), inputs, tuple(rows), strategy, (), tuple(notes), *pins)
+
+
+def _require_no_windows(reading: Reading, specs: Mapping[str, PartitionSpec]) -> None:
+    problems = []
+    for path, spec in specs.items():
+        windows = reading.windows(path)
+        split = [axis for axis, names in enumerate(spec) if names and axis in windows]
+        problems += [
+            f"{path}: axis {axis} of {reading.leaves[path].shape[axis]}, spec {text(spec)}"
+            for axis in split
+        ]
+    if problems:
+        raise InputError(
+            listing(
+                "the window of a convolution cannot be split, XLA computes other numbers then:",
+                problems,
+                "Split its channels instead.",
+            )
+        )
 
 
 def _input_row(name: str, array: Any, spec: PartitionSpec, mesh: Mesh, why: str) -> Row:

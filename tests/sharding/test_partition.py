@@ -315,3 +315,35 @@ def test_a_converted_bert():
     }
     ids = jnp.asarray(np.random.default_rng(4).integers(0, 96, (8, 16)), jnp.int32)
     assert functions.ran(model, found, ids)[0] <= TOLERANCE
+
+
+def patches():
+    """x[b, 3, 8, 8] -> patches of 2 x 2, as a vision transformer starts: transpose, convolve."""
+
+    def fn(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        x = x.transpose(0, 2, 3, 1)
+        return jax.lax.conv_general_dilated(x, p["w"], (2, 2), "VALID", dimension_numbers=numbers)
+
+    w = np.random.default_rng(0).standard_normal((2, 2, 3, 8)).astype(np.float32)
+    return ji.from_function(fn, {"w": jnp.asarray(w)}, (jnp.ones((4, 3, 8, 8)),))
+
+
+@pytest.mark.parametrize("strategy", ["tensor", "fsdp", "data+tensor", "auto"])
+def test_the_window_of_a_convolution_is_never_split(strategy):
+    """XLA's partitioner would sum over the devices of the other axis too."""
+    model, mesh = patches(), make_mesh({"data": 2, "model": 2})
+    plan = partition(model, mesh, strategy)
+    spec = plan.params["w"]
+    assert not any(spec[:2])
+    x = np.random.default_rng(1).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    shardings = (plan.param_shardings(model.params), plan.input_shardings()[0])
+    run = plan.run(model)
+    got = jax.jit(lambda p, x: run(p, [x]), in_shardings=shardings)(model.params, x)
+    np.testing.assert_allclose(got, model(x), atol=1e-5)  # float32 sums of 12 terms
+
+
+def test_rules_that_split_a_window_are_refused():
+    mesh = make_mesh({"data": 2, "model": 2})
+    with pytest.raises(InputError, match=r"(?s)window of a convolution.*w: axis 1 of 2, spec"):
+        partition(patches(), mesh, {"w": P(None, "model")})
