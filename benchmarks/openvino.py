@@ -94,7 +94,7 @@ def compared(got, want):
 
 def measure(model, inputs, calibration, repeats):
     """Return times, compile times and differences of the three sides."""
-    from jaxinfer.compile._openvino import compile_jaxpr
+    from jaxinfer.compile.openvino.function import compile_jaxpr
 
     run = model._run()
     flat = lambda params, *arrays: jax.tree.leaves(run(params, list(arrays)))

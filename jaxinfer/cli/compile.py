@@ -98,6 +98,8 @@ def _devices_for(mesh: str) -> None:
 
     import jax
 
+    from jaxinfer.core._compat import setting
+
     sizes = [part.partition("=")[2] for part in mesh.split(",")]
-    if all(size.strip().isdecimal() for size in sizes) and jax.config.jax_num_cpu_devices < 2:
+    if all(size.strip().isdecimal() for size in sizes) and setting("jax_num_cpu_devices") < 2:
         jax.config.update("jax_num_cpu_devices", max(1, math.prod(map(int, sizes))))

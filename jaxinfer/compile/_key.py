@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxinfer.core._compat import x64_enabled
+from jaxinfer.core._compat import setting, x64_enabled
 
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 """Environment variables that change what XLA compiles."""
@@ -39,7 +39,7 @@ def environment(devices: Any = None) -> dict[str, Any]:
         "processes": sorted({device.process_index for device in chosen}),
         "flags": {name: os.environ[name] for name in FLAGS if os.environ.get(name)},
         "x64": x64_enabled(),
-        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "matmul_precision": str(setting("jax_default_matmul_precision")),
         "machine": platform.machine(),
         "instructions": _instructions(),
     }

@@ -113,7 +113,7 @@ class CompileReport(Sequence[BucketReport]):
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table, header first."""
         head = ("bucket", "from", "compile s", "code", "temporary", "per device", "GFLOPs")
-        found = [(*head, "collectives", "check")]
+        found: list[tuple[str, ...]] = [(*head, "collectives", "check")]
         for bucket in self.buckets:
             moved = ", ".join(f"{n} {kind} {in_words(b)}" for kind, b, n in bucket.collectives)
             flops = "?" if bucket.flops is None else f"{bucket.flops / 1e9:.4g}"

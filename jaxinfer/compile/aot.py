@@ -264,7 +264,7 @@ def _report(job: Job, compiled: Any, payload: Any, origin: str, seconds: float) 
         device_bytes=sum(taken.values()) - 2 * taken["aliased_bytes"],
         flops=cost.flops,
         flops_notes=tuple(cost.notes()),
-        collectives=tuple(tuple(item) for item in _moved(compiled)) if parts else (),
+        collectives=tuple(_moved(compiled)) if parts else (),
         masked=tuple(plain(item) for item in job.padded.masked),
         notes=job.notes,
     )

@@ -1,6 +1,6 @@
 """bucket(): a model for any size up to its largest bucket, padded, masked, and sliced back.
 
-    pad(model, shapes, {"seq": 128})        one bucket (``_pad_function``)
+    pad(model, shapes, {"seq": 128})        one bucket (``padding.function``)
     bucket(model, {"seq": [32, 128]})       all of them: a call goes to the least that holds it
     choose_buckets(histogram, 4)            which ones, from the sizes that occur
 
@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.compile._pad_choose import bucket_faults
-from jaxinfer.compile._pad_choose import choose_buckets as choose_buckets
-from jaxinfer.compile._pad_choose import waste as waste
-from jaxinfer.compile._pad_function import Masking, Padded, Size, given_arrays
-from jaxinfer.compile._pad_function import PaddingError as PaddingError
-from jaxinfer.compile._pad_function import pad as pad
-from jaxinfer.compile._pad_same import sizes_text
-from jaxinfer.compile._pad_trace import at_sizes, filled
+from jaxinfer.compile.padding.choose import bucket_faults
+from jaxinfer.compile.padding.choose import choose_buckets as choose_buckets
+from jaxinfer.compile.padding.choose import waste as waste
+from jaxinfer.compile.padding.function import Masking, Padded, Size, given_arrays
+from jaxinfer.compile.padding.function import PaddingError as PaddingError
+from jaxinfer.compile.padding.function import pad as pad
+from jaxinfer.compile.padding.same import sizes_text
+from jaxinfer.compile.padding.trace import at_sizes, filled
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.arrays import as_array
 from jaxinfer.core.errors import InputError, listing

@@ -131,7 +131,7 @@ def compile(
     entries: list[Entry] | None = None
     jobs: list[aot.Job] = []
     if backend == "openvino":
-        from jaxinfer.compile._backend import build_openvino
+        from jaxinfer.compile.openvino.backend import build_openvino
 
         entries, notes = build_openvino(flat, spec, padded, settings, fallback, progress)
         settings = settings._replace(options={})  # they were the back-end's own

@@ -204,7 +204,7 @@ class Executable:
             return []
         if rng_key is None:
             raise InputError("this model samples random numbers: pass rng_key=jax.random.key(0)")
-        if jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
             if str(jax.random.key_impl(rng_key)) != self._frame.key_impl:
                 raise InputError(
                     f"rng_key: compiled for keys of {self._frame.key_impl}, "

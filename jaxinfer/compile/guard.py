@@ -63,12 +63,12 @@ def listen() -> None:
             _listening = True
 
 
-def _event(name: str, seconds: float, **_: object) -> None:
+def _event(event: str, duration_secs: float, **_: str | int) -> None:
     global compiled
-    del seconds
-    if name == COMPILED:
+    del duration_secs
+    if event == COMPILED:
         compiled += 1
-    if name == LOWERED and _guards:
+    if event == LOWERED and _guards:
         raise CompileError(
             "a program would be compiled within no_compile(): an input of a shape, dtype or "
             "structure that was not there before, or a JAX operation outside the executable"

@@ -5,10 +5,10 @@
 A micro-batch goes through the stages one after the other; several are in flight, so that every
 stage computes another one at the same time (Huang et al., GPipe, 2019,
 https://arxiv.org/abs/1811.06965, without the training). The function is traced once at a
-micro-batch's sizes; ``_stages_cut`` says where it is cut, ``_stages_build`` how a stage is
-compiled, ``_stages_run`` how they run, ``_schedule`` what is measured.
+micro-batch's sizes; ``stages.cut`` says where it is cut, ``stages.build`` how a stage is
+compiled, ``stages.run`` how they run, ``stages.schedule`` what is measured.
 
-A stage may have several devices, a mesh over which its weights are split (``_stages_place``).
+A stage may have several devices, a mesh over which its weights are split (``stages.place``).
 Limits: one process; boundary values are whole on every device of a stage's mesh. What the model
 computes for one row must not depend on the others, which is tested when the pipeline is built.
 """
@@ -24,16 +24,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinfer.compile import _stages_build as _build
-from jaxinfer.compile import _stages_cut as _cut
-from jaxinfer.compile import _stages_trace as _trace
-from jaxinfer.compile._pipeline_report import PipelineReport, StageRow
-from jaxinfer.compile._schedule import Schedule
-from jaxinfer.compile._stages_check import check_rows
-from jaxinfer.compile._stages_choose import choose_cuts, result_axes
-from jaxinfer.compile._stages_inputs import Inputs, check_microbatch, resolve
-from jaxinfer.compile._stages_place import choose_places
-from jaxinfer.compile._stages_run import run
+from jaxinfer.compile.stages import build as _build
+from jaxinfer.compile.stages import cut as _cut
+from jaxinfer.compile.stages import trace as _trace
+from jaxinfer.compile.stages.check import check_rows
+from jaxinfer.compile.stages.choose import choose_cuts, result_axes
+from jaxinfer.compile.stages.inputs import Inputs, check_microbatch, resolve
+from jaxinfer.compile.stages.place import choose_places
+from jaxinfer.compile.stages.report import PipelineReport, StageRow
+from jaxinfer.compile.stages.run import run
+from jaxinfer.compile.stages.schedule import Schedule
 from jaxinfer.core import _compat
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.arrays import as_array

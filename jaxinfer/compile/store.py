@@ -260,8 +260,8 @@ def _load(folder: Path, data: Mapping[str, Any], strict: bool) -> Executable:
 
 
 def _load_openvino(folder: Path) -> Any:
-    from jaxinfer.compile._backend import Call
-    from jaxinfer.compile._openvino import OpenVINOFunction
+    from jaxinfer.compile.openvino.backend import Call
+    from jaxinfer.compile.openvino.function import OpenVINOFunction
 
     return Call(OpenVINOFunction.load(folder))
 

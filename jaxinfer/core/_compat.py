@@ -24,6 +24,11 @@ def x64_scope(on: bool = True) -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(True) if on else contextlib.nullcontext()
 
 
+def setting(name: str) -> Any:
+    """Return the value of one of JAX's settings, from its configuration or context."""
+    return getattr(jax.config, name)
+
+
 def is_tracer(value: Any) -> bool:
     """Return whether a value is being traced, and has no numbers yet."""
     return isinstance(value, Tracer)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.compile import _openvino
+from jaxinfer.compile.openvino import function as _openvino
 from jaxinfer.compile.store import load_executable
 from jaxinfer.core.errors import InputError, MissingExtraError
 from tests.compile import models

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.compile._pad_trace import filled
 from jaxinfer.compile.bucket import Size, bucket, pad
+from jaxinfer.compile.padding.trace import filled
 from tests.compile.padding import assert_same, garbage, real_of
 
 torch = pytest.importorskip("torch")

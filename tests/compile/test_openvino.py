@@ -15,15 +15,15 @@ import pytest
 from jax import lax
 
 import jaxinfer as ji
-from jaxinfer.compile import _openvino as back_end
-from jaxinfer.compile._openvino import (
+from jaxinfer.compile.openvino import function as back_end
+from jaxinfer.compile.openvino.function import (
     OpenVINOFunction,
     OpenVINOUnsupported,
     Quantization,
     compile_jaxpr,
     unsupported,
 )
-from jaxinfer.compile._openvino_graph import build
+from jaxinfer.compile.openvino.graph import build
 from jaxinfer.core.errors import ArtefactError, InputError, InputTypeError, MissingExtraError
 
 if importlib.util.find_spec("openvino") is None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.compile._pad_axes import (
+from jaxinfer.compile.padding.axes import (
     Factor,
     Refusal,
     canonical,
@@ -17,8 +17,8 @@ from jaxinfer.compile._pad_axes import (
     show,
     whole,
 )
-from jaxinfer.compile._pad_run import real_part
-from jaxinfer.compile._pad_sizes import Length
+from jaxinfer.compile.padding.run import real_part
+from jaxinfer.compile.padding.sizes import Length
 
 REAL = {"b": 2, "s": 3}
 B, S = Factor(4, Length(1, ("b",))), Factor(6, Length(1, ("s",)))

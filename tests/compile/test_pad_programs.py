@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 
 import jaxinfer as ji
-from jaxinfer.compile import _pad_run as pad_run
 from jaxinfer.compile.bucket import Size, pad
+from jaxinfer.compile.padding import run as pad_run
 from tests.compile.padding import Case, assert_same, check, garbage, padded_of, quick, real_of
 
 N, BS = (3, "n"), ("b", "s", 4)
@@ -310,7 +310,8 @@ MANY = frozenset({
     "scan of a constant", "padded constant of a scan", "checkpoint", "custom_jvp", "vmap",
     "gradient", "window beyond", "scattered rows", "one-hot", "last token", "dense experts",
     "flat", "cholesky", "bits", "reversed", "transposed convolution", "var", "logsumexp",
-    "norm over the axis", "flat product", "flat index", "gram", "rotary", "index beyond, clipped", "embedding", "branches",
+    "norm over the axis", "flat product", "flat index", "gram", "rotary",
+    "index beyond, clipped", "embedding", "branches",
 })  # fmt: skip
 """Cases that are run with the slow tests."""
 

@@ -7,12 +7,12 @@ import pytest
 from jax import lax
 
 import jaxinfer as ji
-from jaxinfer.compile._pad_axes import Refusal, wholes
-from jaxinfer.compile._pad_rules import rule
-from jaxinfer.compile._pad_same import unlike
-from jaxinfer.compile._pad_sizes import Observed
-from jaxinfer.compile._pad_walk import Walker
 from jaxinfer.compile.bucket import PaddingError, Size, pad
+from jaxinfer.compile.padding.axes import Refusal, wholes
+from jaxinfer.compile.padding.rules import rule
+from jaxinfer.compile.padding.same import unlike
+from jaxinfer.compile.padding.sizes import Observed
+from jaxinfer.compile.padding.walk import Walker
 from jaxinfer.core.errors import InputError
 from tests.compile.padding import Case, check, padded_of
 

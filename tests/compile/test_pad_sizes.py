@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.compile._pad_sizes import Length, Number, Observed, number_value
+from jaxinfer.compile.padding.sizes import Length, Number, Observed, number_value
 
 NEAR = Observed([{"n": 64, "m": 9}, {"n": 63, "m": 9}, {"n": 60, "m": 9}, {"n": 64, "m": 8},
                  {"n": 64, "m": 7}, {"n": 63, "m": 8}])  # fmt: skip

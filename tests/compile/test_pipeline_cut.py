@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.compile import _stages_build as build
-from jaxinfer.compile import _stages_trace as trace
-from jaxinfer.compile._stages_cut import crossing, cut, measure, plan_splits, stage_costs
-from jaxinfer.compile._stages_inputs import resolve
+from jaxinfer.compile.stages import build as build
+from jaxinfer.compile.stages import trace as trace
+from jaxinfer.compile.stages.cut import crossing, cut, measure, plan_splits, stage_costs
+from jaxinfer.compile.stages.inputs import resolve
 
 
 def brute(costs, across, stages, slack):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.compile._stages_choose import result_axes
-from jaxinfer.compile._stages_inputs import check_microbatch, resolve
+from jaxinfer.compile.stages.choose import result_axes
+from jaxinfer.compile.stages.inputs import check_microbatch, resolve
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.signature import LeafSpec, Signature
 from jaxinfer.core.structure import LEAF

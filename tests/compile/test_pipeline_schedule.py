@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from jaxinfer.compile._schedule import Schedule, ideal_bubble
-from jaxinfer.compile._stages_run import Stamp
+from jaxinfer.compile.stages.run import Stamp
+from jaxinfer.compile.stages.schedule import Schedule, ideal_bubble
 
 
 def perfect(stages, microbatches, seconds=1.0):

@@ -27,7 +27,9 @@ def _bounds(size: int, start: int | None, end: int | None) -> tuple[int, int]:
     """Clamp Python-style slice bounds to 0 <= start <= end <= size."""
     if is_array(start) or is_array(end):
         refuse("a slice with a computed end", "use torch.narrow with a fixed length, or a mask")
-    if any(map(jax.export.is_symbolic_dim, (size, start, end))):  # an export with open sizes
+    if any(
+        jax.export.is_symbolic_dim(bound) for bound in (size, start or 0, end or 0)
+    ):  # an export with open sizes
         held = lambda bound: max(min(bound if bound >= 0 else bound + size, size), 0)
         start = 0 if start is None else held(start)
         whole = end is None or (isinstance(end, int) and end >= 2**31 - 1)

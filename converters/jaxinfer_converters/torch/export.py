@@ -57,8 +57,8 @@ def _apart(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 def export(
     module: torch.nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    args: Any,
+    kwargs: Any,
     dynamic_shapes: Any,
 ) -> ExportedProgram:
     """Export a module, non-strict, as it stands (train or eval).

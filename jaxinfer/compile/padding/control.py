@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxinfer.compile._pad_axes import (
+from jaxinfer.compile.padding.axes import (
     Factor,
     Refusal,
     State,
@@ -22,8 +22,8 @@ from jaxinfer.compile._pad_axes import (
     show,
     varied,
 )
-from jaxinfer.compile._pad_site import Site, unknown
-from jaxinfer.compile._pad_sizes import Length
+from jaxinfer.compile.padding.site import Site, unknown
+from jaxinfer.compile.padding.sizes import Length
 from jaxinfer.core._compat import scan_counts
 
 

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from jaxinfer.compile._pad_axes import Axis
-from jaxinfer.compile._pad_control import KeepCarry
-from jaxinfer.compile._pad_site import Findings
-from jaxinfer.compile._pad_sizes import Length, number_value
+from jaxinfer.compile.padding.axes import Axis
+from jaxinfer.compile.padding.control import KeepCarry
+from jaxinfer.compile.padding.site import Findings
+from jaxinfer.compile.padding.sizes import Length, number_value
 from jaxinfer.core._bodies import Body
 from jaxinfer.core._compat import bind, scan_counts, within
 from jaxinfer.core.array_types import array_rule, materialize

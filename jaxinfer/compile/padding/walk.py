@@ -1,7 +1,7 @@
 """Follows padding through the same jaxpr at several sizes, and says what each equation needs.
 
 The traces are read side by side. Equation by equation they must be the same program: what
-differs is a size, a number with a formula, or a refusal. The state of every value (``_pad_axes``)
+differs is a size, a number with a formula, or a refusal. The state of every value (``axes``)
 follows from those of the operands by the primitive's rule, and is held against the shapes of
 every trace: an axis whose size moves without a reason is a refusal as well.
 
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxinfer.compile._pad_axes import Factor, Refusal, State, canonical, show, wholes
-from jaxinfer.compile._pad_control import CONTROL
-from jaxinfer.compile._pad_same import all_same, needed_of, series, unlike, where
-from jaxinfer.compile._pad_site import Address, Findings, Site, unknown
-from jaxinfer.compile._pad_sizes import Length, Number, Observed
+from jaxinfer.compile.padding.axes import Factor, Refusal, State, canonical, show, wholes
+from jaxinfer.compile.padding.control import CONTROL
+from jaxinfer.compile.padding.same import all_same, needed_of, series, unlike, where
+from jaxinfer.compile.padding.site import Address, Findings, Site, unknown
+from jaxinfer.compile.padding.sizes import Length, Number, Observed
 from jaxinfer.core._bodies import Body, bodies
 
 Rule = Callable[[Site], Sequence[State]]

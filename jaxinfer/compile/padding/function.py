@@ -1,10 +1,10 @@
 """pad(): a function at a bucket's sizes that is right for any real sizes up to them.
 
 A function traced at size B is right at n < B only if no real result reads padding, and no number
-in it is B's own. The trace is read at B and at sizes beside it, side by side (``_pad_walk``):
+in it is B's own. The trace is read at B and at sizes beside it, side by side (``walk``):
 every difference must be an axis along a size, a number with a formula (1/n), or a slice that
 moves. Padding is followed through every equation; where a sum, a product, a window or an index
-would read it, it is replaced by the identity first (``_pad_rules``, ``_pad_index``). What cannot
+would read it, it is replaced by the identity first (``rules``, ``index``). What cannot
 be proven is refused with the equation and its source line. In what comes out, the real part of
 every result equals the unpadded function's, whatever stands in the padding (NaN too).
 
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import jaxinfer.compile._pad_index  # noqa: F401  (registers rules)
-from jaxinfer.compile._pad_axes import is_padded, is_uniform, prefix, show
-from jaxinfer.compile._pad_rules import MOVING, RULES
-from jaxinfer.compile._pad_run import PaddedRun
-from jaxinfer.compile._pad_site import Findings
-from jaxinfer.compile._pad_sizes import Observed, number_value
-from jaxinfer.compile._pad_trace import (
+import jaxinfer.compile.padding.index  # noqa: F401  (registers rules)
+from jaxinfer.compile.padding.axes import is_padded, is_uniform, prefix, show
+from jaxinfer.compile.padding.rules import MOVING, RULES
+from jaxinfer.compile.padding.run import PaddedRun
+from jaxinfer.compile.padding.site import Findings
+from jaxinfer.compile.padding.sizes import Observed, number_value
+from jaxinfer.compile.padding.trace import (
     Beside,
     Flat,
     at_sizes,
@@ -38,7 +38,7 @@ from jaxinfer.compile._pad_trace import (
     outline,
     trace,
 )
-from jaxinfer.compile._pad_walk import Walker
+from jaxinfer.compile.padding.walk import Walker
 from jaxinfer.core import dtypes
 from jaxinfer.core.array_types import materialize
 from jaxinfer.core.errors import InputError, listing

@@ -1,6 +1,6 @@
 """The OpenVINO back-end: a jaxpr compiled by OpenVINO for the CPU, in float32 or int8.
 
-    jaxpr -> OpenVINO model (``_openvino_graph``) -> [NNCF: int8 on calibration data] -> compiled
+    jaxpr -> OpenVINO model (``graph``) -> [NNCF: int8 on calibration data] -> compiled
 
 float32 is float32: OpenVINO would by itself compute in bfloat16 where the processor can, so the
 precision is always set, and ``report()`` says which types the compiled layers have. Shapes are
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import queue
@@ -28,19 +29,18 @@ from typing import Any
 
 import numpy as np
 
-import jaxinfer.compile._openvino_flow
-import jaxinfer.compile._openvino_linear
-import jaxinfer.compile._openvino_rules  # noqa: F401  (the three register rules)
-from jaxinfer.compile._openvino_graph import (
+import jaxinfer.compile.openvino.flow
+import jaxinfer.compile.openvino.linear
+import jaxinfer.compile.openvino.rules  # noqa: F401  (the three register rules)
+from jaxinfer.compile.openvino.graph import (
     Built,
     Input,
-    OpenVINOUnsupported,
     build,
-    load_openvino,
-    unsupported,
-    without_telemetry,
     writable,
 )
+from jaxinfer.compile.openvino.graph import OpenVINOUnsupported as OpenVINOUnsupported
+from jaxinfer.compile.openvino.graph import unsupported as unsupported
+from jaxinfer.compile.openvino.loading import load_openvino, without_telemetry
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import (
     ArtefactError,
@@ -48,15 +48,6 @@ from jaxinfer.core.errors import (
     InputTypeError,
     MissingExtraError,
     listing,
-)
-
-__all__ = (
-    "OpenVINOFunction",
-    "OpenVINOUnsupported",
-    "Quantization",
-    "available",
-    "compile_jaxpr",
-    "unsupported",
 )
 
 DEFAULTS: Mapping[str, Any] = {
@@ -465,11 +456,8 @@ def _quantized(built: Built, how: Quantization) -> tuple[Built, dict[str, Any]]:
     nncf = load_openvino("nncf")
     if built.model is None:
         raise InputError("quantize: every output of this program is a constant")
-    batches = []
-    for number, batch in enumerate(how.batches):
-        if number == how.subset:
-            break
-        batches.append(_calibration_batch(built, number, batch))
+    few = itertools.islice(how.batches, how.subset)
+    batches = [_calibration_batch(built, number, batch) for number, batch in enumerate(few)]
     if not batches:
         raise InputError("quantize: required at least one batch of calibration data, got none")
     transformer = how.transformer

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxinfer.compile._stages_cut import Costs, nbytes
-from jaxinfer.compile._stages_place import Place
-from jaxinfer.compile._stages_trace import Program
+from jaxinfer.compile.stages.cut import Costs, nbytes
+from jaxinfer.compile.stages.place import Place
+from jaxinfer.compile.stages.trace import Program
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.interpret import Interpreter
 

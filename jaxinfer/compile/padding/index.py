@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxinfer.compile._pad_axes import (
+from jaxinfer.compile.padding.axes import (
     Axis,
     Refusal,
     State,
@@ -29,10 +29,10 @@ from jaxinfer.compile._pad_axes import (
     varied,
     whole,
 )
-from jaxinfer.compile._pad_rules import rule
-from jaxinfer.compile._pad_run import real, real_part
-from jaxinfer.compile._pad_site import Site
-from jaxinfer.compile._pad_sizes import Length
+from jaxinfer.compile.padding.rules import rule
+from jaxinfer.compile.padding.run import real, real_part
+from jaxinfer.compile.padding.site import Site
+from jaxinfer.compile.padding.sizes import Length
 from jaxinfer.core._compat import bind
 from jaxinfer.core.array_types import materialize
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxinfer.compile._stages_inputs import Inputs
+from jaxinfer.compile.stages.inputs import Inputs
 from jaxinfer.core._bodies import Body
 from jaxinfer.core._compat import scan_counts, x64_scope
 from jaxinfer.core.interpret import ENTERING, Equation, Interpreter

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jaxinfer.compile import _stages_cut as _cut
-from jaxinfer.compile import _stages_trace as _trace
-from jaxinfer.compile._stages_inputs import Inputs
+from jaxinfer.compile.stages import cut as _cut
+from jaxinfer.compile.stages import trace as _trace
+from jaxinfer.compile.stages.inputs import Inputs
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.model import Model

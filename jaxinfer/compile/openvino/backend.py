@@ -41,7 +41,7 @@ def build_openvino(
     Raises:
       OpenVINOUnsupported, MissingExtraError: it cannot, and there is no fallback.
     """
-    from jaxinfer.compile._openvino import OpenVINOUnsupported, available
+    from jaxinfer.compile.openvino.function import OpenVINOUnsupported, available
 
     try:
         if why := available():
@@ -60,7 +60,7 @@ def build_openvino(
 
 
 def _entry(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, options: Mapping[str, Any]) -> Entry:
-    from jaxinfer.compile._openvino import compile_jaxpr
+    from jaxinfer.compile.openvino.function import compile_jaxpr
 
     started = time.perf_counter()
     structs = spec.structs(sizes)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from jaxinfer.compile._stages_inputs import Inputs
+from jaxinfer.compile.stages.inputs import Inputs
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.model import Model

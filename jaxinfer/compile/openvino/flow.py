@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinfer.compile._openvino_graph import (
+from jaxinfer.compile.openvino.graph import (
     Graph,
     Operand,
     Refused,
@@ -21,7 +21,7 @@ from jaxinfer.compile._openvino_graph import (
     load_openvino,
     rule,
 )
-from jaxinfer.compile._openvino_rules import reshaped, sliced
+from jaxinfer.compile.openvino.moving import reshaped, sliced
 from jaxinfer.core._bodies import Body, bodies
 from jaxinfer.core._compat import scan_counts, subjaxprs
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxinfer.compile._stages_trace import Program
+from jaxinfer.compile.stages.trace import Program
 from jaxinfer.core import flops
 from jaxinfer.core.provenance import Address
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxinfer.compile._pad_axes import Factor, State, canonical
-from jaxinfer.compile._pad_sizes import Length, Observed
+from jaxinfer.compile.padding.axes import Factor, State, canonical
+from jaxinfer.compile.padding.sizes import Length, Observed
 from jaxinfer.core._compat import inner, subjaxprs, x64_scope
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.leaves import leaves, map_leaves

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxinfer.compile._pad_axes import (
+from jaxinfer.compile.padding.axes import (
     Axis,
     Refusal,
     State,
@@ -27,8 +27,8 @@ from jaxinfer.compile._pad_axes import (
     whole,
     wholes,
 )
-from jaxinfer.compile._pad_site import Site
-from jaxinfer.compile._pad_walk import Rule
+from jaxinfer.compile.padding.site import Site
+from jaxinfer.compile.padding.walk import Rule
 
 RULES: dict[str, Rule] = {}
 """Rules by primitive."""

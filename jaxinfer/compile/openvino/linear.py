@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinfer.compile._openvino_graph import (
+from jaxinfer.compile.openvino.graph import (
     Graph,
     Operand,
     Refused,
@@ -23,7 +23,7 @@ from jaxinfer.compile._openvino_graph import (
     is_const,
     rule,
 )
-from jaxinfer.compile._openvino_rules import reshaped
+from jaxinfer.compile.openvino.moving import reshaped
 
 
 def _sizes(value: Operand) -> tuple[int, ...]:

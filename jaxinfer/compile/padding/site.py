@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxinfer.compile._pad_axes import (
+from jaxinfer.compile.padding.axes import (
     Axis,
     Refusal,
     State,
@@ -18,15 +18,15 @@ from jaxinfer.compile._pad_axes import (
     show,
     varied,
 )
-from jaxinfer.compile._pad_same import series, where
-from jaxinfer.compile._pad_sizes import Length, Number, Observed
+from jaxinfer.compile.padding.same import series, where
+from jaxinfer.compile.padding.sizes import Length, Number, Observed
 
 Address = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Padding of one axis of an operand, to be replaced by a fill (see ``_pad_run.filled``)."""
+    """Padding of one axis of an operand, to be replaced by a fill (see ``run.filled``)."""
 
     operand: int
     axis: int

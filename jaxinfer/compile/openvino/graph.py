@@ -21,62 +21,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.compile.openvino.loading import load_openvino
 from jaxinfer.core import dtypes
 from jaxinfer.core._bodies import bodies
 from jaxinfer.core._compat import bind, inner, source_line
-from jaxinfer.core.errors import JaxinferError, MissingExtraError, listing
+from jaxinfer.core.errors import JaxinferError, listing
 
 WIDE = ("float64", "int64", "uint64", "uint32")
 NARROW = ("int8", "uint8", "int16", "uint16")
 FLOATS = ("float32", "bfloat16", "float16")
 TAKEN = (*FLOATS, *NARROW, "int32", "bool")
-
-
-@contextlib.contextmanager
-def without_telemetry() -> Iterator[None]:
-    """Import without OpenVINO's telemetry, which would report the import to its makers."""
-    name = "openvino_telemetry"
-    absent = name not in sys.modules
-    if absent:
-        sys.modules[name] = None  # pyright: ignore[reportArgumentType]  (import fails: none is sent)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if absent:
-            del sys.modules[name]
-
-
-def load_openvino(name: str = "openvino") -> Any:
-    """Import OpenVINO, or NNCF, without telemetry.
-
-    Raises:
-      MissingExtraError: it is not installed.
-    """
-    extra = {"nncf": "openvino-int8"}.get(name, "openvino")
-    try:
-        with without_telemetry():
-            found = importlib.import_module(name)
-            if name == "openvino":
-                importlib.import_module("openvino.opset15")
-            return found
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{name} is not installed, or does not import ({error}): "
-            f"pip install 'jaxinfer[{extra}]'"
-        ) from error
 
 
 def writable(array: np.ndarray) -> np.ndarray:

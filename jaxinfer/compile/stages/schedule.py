@@ -23,7 +23,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from typing import Any
 
-from jaxinfer.compile._stages_run import Stamp
+from jaxinfer.compile.stages.run import Stamp
 
 _MARKS = string.digits + string.ascii_letters
 _COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#eeca3b")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxinfer.compile._stages_build import Stage
+from jaxinfer.compile.stages.build import Stage
 from jaxinfer.core._compat import x64_scope
 
 WINDOW = 2

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from jaxinfer.compile._pad_sizes import Length
+from jaxinfer.compile.padding.sizes import Length
 
 
 @dataclasses.dataclass(frozen=True)

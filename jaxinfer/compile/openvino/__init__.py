@@ -1,0 +1,1 @@
+"""The OpenVINO back-end: a jaxpr as a graph of its operations."""

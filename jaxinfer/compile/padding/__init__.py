@@ -1,0 +1,1 @@
+"""Padding to buckets: read side by side, masked, moved or refused."""

@@ -1,0 +1,1 @@
+"""Stages of a pipeline: cut, placed, compiled, run, drawn."""
