@@ -45,6 +45,7 @@ def test_stored_without_outputs(path):
     assert not [cell.source for cell in code if cell.outputs or cell.execution_count]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_runs(path, tmp_path, monkeypatch):

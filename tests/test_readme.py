@@ -43,7 +43,12 @@ def test_pages_with_code():
     assert {"docs/training.md", "docs/transforms.md"} <= set(PAGES)
 
 
-@pytest.mark.parametrize("page", PAGES)
+SLOW = {"docs/huggingface_export.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PAGES]
+)
 def test_page_runs(page, tmp_path, monkeypatch, own_rules):
     text = (ROOT / page).read_text()
     for package in re.findall(r"^import (torch|onnx)$", text, re.M):

@@ -66,6 +66,7 @@ def test_phases_are_a_transposed_convolution(nd, groups):
         close(ways.phases(x, w, how), want)
 
 
+@pytest.mark.slow
 def test_half_types_accumulate_in_float32():
     """A sum of 301 ones: bfloat16 alone would stop at 256."""
     x, w = jnp.ones((1, 301, 4), "bfloat16"), jnp.ones((301, 1, 4), "bfloat16")

@@ -269,6 +269,7 @@ def test_loops_and_branches_stay_whole():
     assert_same(pipe(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meshes", [False, *slow(True)])
 def test_a_converted_model_in_64_bits(meshes):
     torch = pytest.importorskip("torch")

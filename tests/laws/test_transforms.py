@@ -586,6 +586,7 @@ SHARDED = [
 ]
 
 
+@pytest.mark.slow
 def test_parameters_on_eight_devices():
     """In a process of its own: the number of devices is fixed once JAX has started."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}

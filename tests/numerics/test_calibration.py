@@ -67,6 +67,7 @@ def test_laws(method, axes):
         assert_same(seen.update(a, np.zeros(shape, np.float32)), a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OPTIONS)
 def test_traced_in_every_way(method):
     seen = observer(method, axes=(-1,), **OPTIONS[method])
@@ -268,6 +269,7 @@ def test_small_shapes_and_zeros(method, shape):
     assert [x.tolist() for x in seen.bounds(stats)] == [np.zeros(shape).tolist()] * 2
 
 
+@pytest.mark.slow
 def test_no_channels():
     seen = observer("percentile", axes=(1,))
     low, high = seen.bounds(seen.update(seen.init((4, 0)), np.zeros((4, 0), np.float32)))
@@ -287,6 +289,7 @@ def test_trees():
     assert_same(got["x"][0], {k: seen[k].update(one[k], data(3, seed=1)) for k in seen})
 
 
+@pytest.mark.slow
 def test_with_64_bit_types():
     with jax.enable_x64(True):
         seen = observer("mse", axes=(0,))

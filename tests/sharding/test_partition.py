@@ -285,6 +285,7 @@ def test_a_cache_is_split_along_its_heads():
     assert partition(model, found.mesh, bare).inputs == found.inputs
 
 
+@pytest.mark.slow
 def test_a_converted_bert():
     """Two layers, converted from transformers: 8 heads over 4, the batch over 2."""
     torch = pytest.importorskip("torch")

@@ -86,6 +86,7 @@ def test_llama_gives_the_tokens_of_transformers(llama):
     check(*llama, one)  # a batch and a prompt of another size
 
 
+@pytest.mark.slow
 def test_a_row_that_ends_is_filled_while_others_go_on(llama):
     module, model = llama
     free = reference(module, prompts())
@@ -228,6 +229,7 @@ def test_other_decoders(name, extra):
     assert len(np.unique(want)) > 8
 
 
+@pytest.mark.slow
 def test_an_encoder_comes_first():
     config = transformers.T5Config(
         vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0,
@@ -256,6 +258,7 @@ def test_an_encoder_comes_first():
     np.testing.assert_allclose(out.logits, logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_come_from_a_checkpoint(llama, tmp_path):
     module, model = llama
     module.save_pretrained(tmp_path)
@@ -350,6 +353,7 @@ def test_the_backend_saves_and_loads(llama, exported, tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
 
 
+@pytest.mark.slow
 def test_the_backend_is_found_by_its_name(llama):
     from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 

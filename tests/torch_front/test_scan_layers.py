@@ -64,6 +64,7 @@ def test_bert():
     np.testing.assert_allclose(model(**longer)[0], want.numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_hidden_states_come_out():
     module, kwargs, dynamic = bert(output_hidden_states=True)
     model = both(module, (), kwargs, dynamic)
@@ -88,6 +89,7 @@ def test_all_hidden_states_come_out():
         ),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_decoders(family, changes, path, modules):
     if family == "Gemma3Text":
         from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -106,6 +108,7 @@ def test_decoders(family, changes, path, modules):
         assert f"{path}.1:6:2.mlp.gate_proj.weight" in model.params
 
 
+@pytest.mark.slow
 def test_vit():
     from transformers import ViTConfig, ViTModel
 
@@ -226,6 +229,7 @@ def test_save_and_load(tmp_path):
     assert runs(again) == runs(model)
 
 
+@pytest.mark.slow
 def test_weights_of_a_checkpoint_are_stacked(tmp_path):
     module, kwargs, dynamic = bert()
     module = randomize(module).eval()

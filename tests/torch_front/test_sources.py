@@ -72,6 +72,7 @@ def test_weights_that_the_class_does_not_have_are_errors_unless_it_is_named(tmp_
     assert "cls.seq_relationship.weight" in source.notes[0]
 
 
+@pytest.mark.slow
 def test_pickled_weights_and_weights_of_another_file(tmp_path):
     module = small_bert(transformers.BertModel)
     module.save_pretrained(tmp_path)
@@ -88,6 +89,7 @@ def test_pickled_weights_and_weights_of_another_file(tmp_path):
         open_source(str(tmp_path), Options(weights=str(tmp_path / "wrong.pth")))
 
 
+@pytest.mark.slow
 def test_half_checkpoint_stays_half(tmp_path):
     small_bert(transformers.BertModel).to(torch.bfloat16).save_pretrained(tmp_path)
     _, model = open_checked(tmp_path)
@@ -96,6 +98,7 @@ def test_half_checkpoint_stays_half(tmp_path):
     assert {leaf.dtype.name for leaf in model.params.values()} == {"float32"}
 
 
+@pytest.mark.slow
 def test_encoder_decoder_checkpoint(tmp_path):
     config = transformers.T5Config(
         vocab_size=101, d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=64

@@ -129,6 +129,7 @@ def test_a_schedule_prunes_step_by_step(task):
     assert error(better, data) < 0.5 * error(pruned, data)
 
 
+@pytest.mark.slow
 def test_masks_of_a_schedule_are_nested(task):
     dense, data = task
     pruned, found = prune(sparsity=0.5)(dense), []
@@ -145,6 +146,7 @@ def quantized(dense, **options):
     return dense.replace(params=with_leaves(dense.params, changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -345,6 +347,7 @@ def test_importing_jaxinfer_imports_no_optax():
     assert done.stdout.strip() == "False", done.stderr
 
 
+@pytest.mark.slow
 def test_a_converted_model_that_samples_and_changes_its_buffers():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
