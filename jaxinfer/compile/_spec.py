@@ -183,7 +183,7 @@ class _Names:
                 )
             return given
         elif number:
-            if self.sizes.setdefault(own, given) != given and is_name(own):  # type: ignore[arg-type]
+            if self.sizes.setdefault(own, int(given)) != given and is_name(own):
                 self.problems.append(f"inputs: {leaf}: {own} is {self.sizes[own]} and {given}")
         elif is_name(own) and self.to_user.setdefault(own, str(given)) != given:
             both = f"{self.to_user[own]!r} and {given!r}"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxinfer.compile import _cache, _check, aot
 from jaxinfer.compile._entry import Entry
@@ -18,8 +17,10 @@ from jaxinfer.compile.executable import Executable, Frame
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
+from jaxinfer.sharding.distributed import check_same
 from jaxinfer.sharding.mesh import check_mesh, make_mesh
 from jaxinfer.sharding.partition import partition
+from jaxinfer.sharding.plan import put
 
 BACKENDS = ("xla", "openvino")
 
@@ -184,7 +185,9 @@ def _plan(model: Model, spec: Spec, mesh: Any, sharding: Any) -> Any:
     made = make_mesh(mesh)
     check_mesh(made)
     largest = {name: sizes[-1] for name, sizes in spec.buckets.items()}
-    return partition(model, made, sharding, inputs=spec.structs(largest))
+    plan = partition(model, made, sharding, inputs=spec.structs(largest))
+    check_same("the sharding plan", plan.to_json())
+    return plan
 
 
 def _place(flat: Flat, plan: Any, device: Any) -> list[Any]:
@@ -195,19 +198,7 @@ def _place(flat: Flat, plan: Any, device: Any) -> list[Any]:
             for a in flat.arrays
         ]
     shardings = plan.param_shardings(flat.model.params)
-    return [place(a, shardings[n]) for n, a in zip(flat.names, flat.arrays, strict=True)]
-
-
-def place(array: Any, sharding: Any) -> Any:
-    """Return an array under a sharding, also where it spans processes."""
-    if isinstance(array, jax.Array) and array.sharding == sharding:
-        return array
-    if sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return [put(a, shardings[n]) for n, a in zip(flat.names, flat.arrays, strict=True)]
 
 
 def _frame(

@@ -31,7 +31,7 @@ from jaxinfer.compile import _native, _results
 from jaxinfer.compile._entry import Entry
 from jaxinfer.compile._key import differences, environment
 from jaxinfer.compile._report import BucketReport
-from jaxinfer.compile.build import Placement, place
+from jaxinfer.compile.build import Placement
 from jaxinfer.compile.executable import Executable, Frame
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.arrays import owned
@@ -41,6 +41,7 @@ from jaxinfer.io import _json
 from jaxinfer.io._directory import replacing, sha256, write_bytes
 from jaxinfer.io.artefact import write_leaves
 from jaxinfer.io.checkpoint import open_checkpoint, plain_name
+from jaxinfer.sharding.plan import put
 
 FORMAT, SCHEMA, INDEX = "jaxinfer-executable", 1, "executable.json"
 
@@ -320,7 +321,7 @@ def _read_params(folder: Path, names: Sequence[str], plan: Any, device: Any) -> 
         for name in names:
             array = checkpoint[name]
             if plan is not None:
-                made.append(place(array, plan.params[name]))
+                made.append(put(array, plan.params[name]))
             elif device.platform == "cpu":
                 made.append(owned(array))
             else:
