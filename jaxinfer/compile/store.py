@@ -44,6 +44,7 @@ from jaxinfer.io.checkpoint import open_checkpoint, plain_name
 from jaxinfer.sharding.plan import put
 
 FORMAT, SCHEMA, INDEX = "jaxinfer-executable", 1, "executable.json"
+META = "openvino.json"
 
 
 class StaleExecutableWarning(UserWarning):
@@ -210,8 +211,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _load(folder: Path, data: Mapping[str, Any], strict: bool) -> Executable:
     damaged = _damaged(folder, data["files"])
-    names = [entry["file"] for entry in data["entries"]]
-    code = {f"{name}.bin" for name in names}
+    code = {f"{entry['file']}.bin" for entry in data["entries"] if not _is_openvino(entry)}
+    parts = {f"{e['file']}.openvino/{META}" for e in data["entries"] if _is_openvino(e)}
+    unlisted = sorted((code | parts) - set(data["files"]))
+    if unlisted:
+        raise ArtefactError(
+            _json.report(f"{folder / INDEX}: no length and digest of:", [repr(n) for n in unlisted])
+        )
     fatal = [fault for name, fault in damaged.items() if name not in code or strict]
     if fatal:
         raise ArtefactError(_json.report(f"{folder} is damaged:", fatal))
@@ -235,7 +241,7 @@ def _load(folder: Path, data: Mapping[str, Any], strict: bool) -> Executable:
             (*counts[:3], len(described["needs"]), counts[3], len(described["outputs"]))
         )
         code_bytes, started = None, time.perf_counter()
-        if described["report"]["backend"] == "openvino":
+        if _is_openvino(described):
             made = _load_openvino(folder / f"{name}.openvino")
             entries.append(_entry(described, plan, made, None, "", started))
             continue
@@ -258,6 +264,10 @@ def _load(folder: Path, data: Mapping[str, Any], strict: bool) -> Executable:
             listing(f"{folder}: compiled again:", said), StaleExecutableWarning, stacklevel=3
         )
     return Executable(_frame(data, params, devices, plan), entries, exports)
+
+
+def _is_openvino(described: Mapping[str, Any]) -> bool:
+    return described["report"]["backend"] == "openvino"
 
 
 def _load_openvino(folder: Path) -> Any:

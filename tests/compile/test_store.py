@@ -218,6 +218,8 @@ def test_damaged_parameters_are_always_an_error(saved):
         (lambda d: d.pop("entries"), "malformed: KeyError"),
         (lambda d: d.update(entries=3), "malformed"),
         (lambda d: d["entries"][0].update(sizes=None), "malformed"),
+        (lambda d: d["entries"][0].update(file="../else"), "no length and digest of"),
+        (lambda d: d["files"].pop("bucket-001.bin"), "no length and digest of"),
         (lambda d: d["entries"][0]["report"].update(more=1), "malformed"),
         (lambda d: d["names"].append("w2"), "parameters that are missing"),
         (lambda d: d.update(results={"kind": "tuple", "items": ["*"] * 9}), None),
