@@ -199,7 +199,8 @@ def test_all_at_their_end_may_take_their_time():
 def launcher(options="", first=""):
     """A launcher in a process of its own, with two programs; yields it and their numbers."""
     code = program(f"{first}; print(os.getpid(), flush=True); time.sleep(600)".lstrip("; "))
-    text = (
+    text = (  # a shell that runs the tests in the background has them ignore SIGINT: not this
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from jaxinfer.cli._launch import Settings, launch; launch({code!r}, Settings(2{options}))"
     )
     with subprocess.Popen(
