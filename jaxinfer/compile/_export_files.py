@@ -1,6 +1,6 @@
 """Files of an export: all of them are written aside first, then put in their places, or none.
 
-    m.stablehlo = jax.export's bytes | JSON trailer | u64 little-endian length of it | MARK
+    m.stablehlo = jax.export's bytes | JSON trailer | its SHA-256 | u64: its length | MARK
 
 ``jax.export`` reads from the front and ignores what follows. The trailer holds the SHA-256 of the
 bytes before it and that of the weights' file.
@@ -30,7 +30,12 @@ SUFFIX = ".stablehlo"
 MARK = b"JAXINFER-EXPORT1"
 SCHEMA = 1
 MAX_TRAILER = 1 << 28
-_TAIL = 8 + len(MARK)
+_TAIL = 32 + 8 + len(MARK)
+
+
+def tail_of(text: bytes) -> bytes:
+    """Return what follows a trailer: its digest, its length, and the mark."""
+    return hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + MARK
 
 
 @dataclasses.dataclass
@@ -132,8 +137,7 @@ def write_all(
             trailer.sha256, trailer.weights = hashlib.sha256(data[name]).hexdigest(), weights
             trailer.jax, trailer.date = jax.__version__, time.strftime("%Y-%m-%d", time.gmtime())
             text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(trailer)}).encode()
-            tail = len(text).to_bytes(8, "little") + MARK
-            write_bytes(aside[path], data[name] + text + tail)
+            write_bytes(aside[path], data[name] + text + tail_of(text))
         sizes = {str(path): os.path.getsize(file) for path, file in aside.items()}
         _swap(aside, overwrite)
     except (OSError, TypeError, ValueError) as error:
@@ -221,12 +225,15 @@ def _parsed(path: Path, raw: bytes) -> tuple[bytes, Trailer]:
             f"{path}: cut short, or not written by jaxinfer export ({len(raw)} bytes, without its "
             "mark at the end); jax.export.deserialize reads what jax.export alone has written"
         )
-    length = int.from_bytes(raw[-_TAIL : -len(MARK)], "little")
+    length = int.from_bytes(raw[32 - _TAIL : -len(MARK)], "little")
     start = len(raw) - _TAIL - length
     try:
         if length > MAX_TRAILER or start < 0:
             raise ValueError(f"a trailer of {length} bytes in a file of {len(raw)}")
-        fields = _json.parse(raw[start:-_TAIL])
+        text = raw[start:-_TAIL]
+        if raw[-_TAIL:] != tail_of(text):
+            raise ValueError("other bytes than were written (SHA-256)")
+        fields = _json.parse(text)
         if not isinstance(fields, dict):
             raise ValueError("required an object")
         schema = fields.pop("schema", None)
