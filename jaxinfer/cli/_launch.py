@@ -23,6 +23,9 @@ from jaxinfer.cli._launch_env import Settings, environment, free_port
 from jaxinfer.core.errors import InputError, JaxinferError
 
 _JOIN = 2.0  # seconds to wait for the last output
+SETTLE = 0.5  # seconds in which others fail of one that has
+CAUSES = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+"""Signals that no other process's end brings about."""
 
 
 class LaunchError(JaxinferError, RuntimeError):
@@ -80,6 +83,7 @@ def launch(
 class _Fault(NamedTuple):
     text: str
     child: Child | None
+    also: frozenset[int] = frozenset()  # what failed with it
 
 
 def _supervise(
@@ -101,9 +105,25 @@ def _supervise(
         if child.code is not None:
             running.discard(child.index)
         if child.code:
-            return _Fault(_how(child, settings.processes), child)
+            return _blamed(child, ended, settings)
         first = first or time.monotonic()
     return None
+
+
+def _blamed(child: Child, ended: queue.SimpleQueue[Child], settings: Settings) -> _Fault:
+    """Return the fault of a process that failed, or of the one whose death made it fail.
+
+    A process that is killed breaks the connections of the others, which may be seen to end before
+    it: so what else fails within ``SETTLE`` seconds is looked at, and what was killed or crashed is
+    blamed first. (SIGABRT is not: JAX ends a process so when another has left it.)
+    """
+    failed, until = [child], time.monotonic() + SETTLE
+    while (left := until - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            failed += [other for other in [ended.get(timeout=left)] if other.code]
+    first = next((other for other in failed if -(other.code or 0) in CAUSES), child)
+    also = {other.index for other in failed} - {first.index}
+    return _Fault(_how(first, settings.processes), first, frozenset(also))
 
 
 def _late(children: Sequence[Child], settings: Settings, limit: str) -> _Fault:
@@ -148,8 +168,8 @@ def _message(
         if child.tail:
             lines.append(f"the last lines of process {child.index} on stderr:")
             lines += [f"  {line}" for line in child.tail]
-    if killed:
-        lines.append(f"ended with it: {_names(set(killed))}")
+    if killed or fault.also:
+        lines.append(f"ended with it: {_names({*killed, *fault.also})}")
     if settings.log_dir is not None:
         lines.append(f"all output is in {settings.log_dir}")
     return "\n".join(lines)

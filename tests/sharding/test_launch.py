@@ -307,3 +307,34 @@ def test_command(monkeypatch):
     assert settings == want
     for wrong in ("-- true", "-n 0 -- true", "-n 2", "-n 2 --timeout 0 -- true"):
         assert CliRunner().invoke(command, wrong.split()).exit_code == 2
+
+
+def some(*codes):
+    """Processes that have ended with codes, or still run (None)."""
+    return [
+        types.SimpleNamespace(index=i, code=code, leaving=False, tail=["a line"])
+        for i, code in enumerate(codes)
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_who_was_killed_is_blamed_whoever_is_seen_first(order):
+    """The one whose connection broke may be seen to end first."""
+    children = some(1, -signal.SIGKILL, None)
+    ended = queue.SimpleQueue()
+    for index in order:
+        ended.put(children[index])
+    fault = _launch._supervise(children, ended, Settings(3))
+    assert fault.text.startswith("process 1 of 3 was ended by SIGKILL (9)")
+    assert fault.also == {0}
+    text = _launch._message(fault, children, [2], Settings(3))
+    assert "ended with it: processes 0, 2" in text
+
+
+def test_an_abort_is_not_blamed_for_the_fault_before_it():
+    children = some(1, -signal.SIGABRT)
+    ended = queue.SimpleQueue()
+    for child in children:
+        ended.put(child)
+    fault = _launch._supervise(children, ended, Settings(2))
+    assert fault.text == "process 0 of 2 ended with code 1"
