@@ -96,21 +96,21 @@ class Stages:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
 
     @contextlib.contextmanager
-    def stage(self, name: str, text: str) -> Iterator[Any]:
-        """Run a stage; yields ``progress(leaf, done, total)``, which shows a bar."""
+    def stage(self, name: str, text: str, what: str = "weights") -> Iterator[Any]:
+        """Run a stage; yields ``progress(leaf, done, total)``, which shows a bar of ``what``."""
         started = time.perf_counter()
         try:
             if self._console.is_terminal:
-                with self._bar(text) as progress:
+                with self._bar(text, what) as progress:
                     yield progress
             else:
                 self._console.print(f"{text} ...", markup=False)
-                yield self._lines(text)
+                yield self._lines(what)
         finally:
             self.seconds[name] = round(time.perf_counter() - started, 3)
 
     @contextlib.contextmanager
-    def _bar(self, text: str) -> Iterator[Any]:
+    def _bar(self, text: str, what: str) -> Iterator[Any]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -120,12 +120,16 @@ class Stages:
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(text, total=None, leaf="")
+            words = "reading weights" if what == "weights" else f"{text}: {what}"
             yield lambda leaf, done, total: bar.update(
-                task, description="reading weights", completed=done, total=total, leaf=leaf[-60:]
+                task,
+                description=words,
+                completed=done,
+                total=total,
+                leaf=leaf[-60:],
             )
 
-    def _lines(self, text: str) -> Any:
-        del text
+    def _lines(self, what: str) -> Any:
         shown = -1
 
         def progress(leaf: str, done: int, total: int) -> None:
@@ -133,6 +137,6 @@ class Stages:
             quarter = 4 * done // max(total, 1)
             if quarter != shown:
                 shown = quarter
-                self._console.print(f"  weights: {done} of {total} ({leaf})", markup=False)
+                self._console.print(f"  {what}: {done} of {total} ({leaf})", markup=False)
 
         return progress

@@ -62,7 +62,7 @@ def command(model_dir: str, out: str, as_json: bool, **given: Any) -> None:
     stages = _console.Stages()
     with stages.stage("load", f"loading {model_dir}"):
         model = load(model_dir)
-    with stages.stage("compile", "compiling") as progress:
+    with stages.stage("compile", "compiling", "buckets") as progress:
         exe = compile(
             model,
             shapes or None,

@@ -307,9 +307,11 @@ def _devices(data: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
     by_id = {device.id: device for device in jax.devices()}
     missing = [number for number in mesh["devices"] if number not in by_id]
     if missing:
+        count, cpu = len(mesh["devices"]), data["key"]["platform"] == "cpu"
+        also = f", or count its CPU as {count} devices (JAX_NUM_CPU_DEVICES={count})" if cpu else ""
         raise ArtefactError(
-            f"this executable runs on {len(mesh['devices'])} devices (mesh {mesh['axes']}), "
-            f"here are {len(by_id)}; compile the model for this machine"
+            f"this executable runs on {count} devices (mesh {mesh['axes']}), "
+            f"here are {len(by_id)}; compile the model for this machine{also}"
         )
     devices = [by_id[number] for number in mesh["devices"]]
     shape = tuple(mesh["axes"].values())
