@@ -1,6 +1,6 @@
-"""Large tables of small compilations: the fast tests have every third case, the slow ones all."""
+"""Large tables of small compilations: the fast tests have every fourth case, the slow ones all."""
 
-import pytest
+from tests.thin import thin
 
 THINNED = {
     "test_a_leading_axis_comes_and_goes",
@@ -18,15 +18,8 @@ THINNED = {
     "test_statistics_are_float32",
     "test_storage_and_inverse",
 }
-EVERY = 3
+EVERY = 4
 
 
 def pytest_collection_modifyitems(items):
-    seen = {}
-    for item in items:
-        name = getattr(item, "originalname", item.name)
-        if name not in THINNED or "/numerics/" not in item.path.as_posix():
-            continue
-        place = seen[name] = seen.get(name, -1) + 1
-        if place % EVERY:
-            item.add_marker(pytest.mark.slow)
+    thin(items, "numerics", THINNED, EVERY)
