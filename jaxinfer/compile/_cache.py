@@ -64,8 +64,8 @@ def key_of(lowered: Any, options: Mapping[str, Any], devices: Sequence[Any]) -> 
     return hashlib.sha256(f"{about}\n{text}".encode()).hexdigest()
 
 
-def read(folder: Path, key: str) -> bytes | None:
-    """Return the bytes of an entry; None if there is none, or it is damaged.
+def read(folder: Path, key: str) -> tuple[bytes | None, str]:
+    """Return the bytes of an entry, or None and what is wrong with it; empty if there is none.
 
     Raises:
       ArtefactError: the file is not the user's own.
@@ -73,30 +73,35 @@ def read(folder: Path, key: str) -> bytes | None:
     path = folder / f"{key}.code"
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return None
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"the cache's entry cannot be read: {error.strerror}"
     with open(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         _require_own(path, found, stat.S_ISREG(found.st_mode))
         data = file.read()
     head, length = len(_MAGIC) + 32, len(data)
-    if length < head or not data.startswith(_MAGIC):
-        return None
     body = data[head:]
-    return body if hashlib.sha256(body).digest() == data[len(_MAGIC) : head] else None
+    whole = length >= head and data.startswith(_MAGIC)
+    if not whole or hashlib.sha256(body).digest() != data[len(_MAGIC) : head]:
+        return None, "the cache's entry is damaged"
+    return body, ""
 
 
-def write(folder: Path, key: str, data: bytes | None) -> None:
-    """Write an entry aside and rename it; a full disk loses only the entry."""
+def write(folder: Path, key: str, data: bytes | None) -> str:
+    """Write an entry aside and rename it; returns why it is not kept, empty if it is."""
     if data is None:
-        return
+        return "the platform does not give its code away"
     name = None
     try:
         handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
         with open(handle, "wb") as file:
             file.write(_MAGIC + hashlib.sha256(data).digest() + data)
         os.replace(name, folder / f"{key}.code")
-    except OSError:
+    except OSError as error:
         if name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
+        return str(error.strerror or error)
+    return ""

@@ -42,20 +42,17 @@ def build(
         return compiled, serialize(compiled), "compiled"
     key = _cache.key_of(lowered, options, devices)
     arity = arity_of(lowered)
-    data = _cache.read(cache, key)
+    data, why = _cache.read(cache, key)
     if data is not None:
         try:
             return load(data, arity, devices), data, "cache"
         except Exception as error:  # whatever unpickling meets: it is compiled, and said
-            why = f"compiled again: the cache's code does not load: {type(error).__name__}"
-            compiled = compile_lowered(lowered, options)
-            data = serialize(compiled)
-            _cache.write(cache, key, data)
-            return compiled, data, why
+            why = f"the cache's code does not load: {type(error).__name__}"
     compiled = compile_lowered(lowered, options)
     data = serialize(compiled)
-    _cache.write(cache, key, data)
-    return compiled, data, "compiled"
+    lost = _cache.write(cache, key, data)
+    origin = f"compiled again: {why}" if why else "compiled"
+    return compiled, data, f"{origin}; not kept in the cache: {lost}" if lost else origin
 
 
 def compile_lowered(lowered: Any, options: Mapping[str, Any]) -> Any:

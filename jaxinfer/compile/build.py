@@ -277,8 +277,8 @@ def _reasons(entry: Entry, settings: aot.Settings) -> list[str]:
         reasons.append("compiler options")
     if entry.needs:
         reasons.append("masks")
-    if entry.report.origin != "compiled":
-        reasons.append(entry.report.origin)
+    if entry.report.origin == "cache":
+        reasons.append("cache")
     return reasons
 
 

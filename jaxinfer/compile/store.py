@@ -65,7 +65,7 @@ def _write(executable: Executable, folder: Path) -> None:
             "keep cache=True instead, and every process its own cache"
         )
     files: dict[str, Any] = {}
-    described, lacking = [], []
+    described, lacking, bare = [], [], []
     for number, entry in enumerate(entries):
         code, name = entry.payload, f"bucket-{number:03}"
         if entry.report.backend == "openvino":
@@ -82,10 +82,15 @@ def _write(executable: Executable, folder: Path) -> None:
         export, why = _export(executable, number)
         if export is not None:
             files[f"{name}.stablehlo"] = _file(folder / f"{name}.stablehlo", export)
+        else:
+            bare.append(f"{entry.report.name}: {why}")
         described.append({**_describe(entry), "file": name, "export": why or "stablehlo"})
     if lacking:
         raise ArtefactError(listing("this executable cannot be saved:", lacking))
     params = dict(zip(frame.names, frame.params, strict=True))
+    if bare:
+        title = "saved without StableHLO, so another jaxlib or device cannot compile it again:"
+        warnings.warn(listing(title, bare), UserWarning, stacklevel=4)
     digests = write_leaves(params, folder) if params else {}
     for name, digest in digests.items():
         files[name] = {"length": (folder / name).stat().st_size, "sha256": digest}

@@ -35,7 +35,7 @@ def test_damaged_entries_are_compiled_again(tmp_path):
     good = entry.read_bytes()
     for data in (good[:-1], good[:20], b"", b"x" * 100, good[:-1] + b"!"):
         entry.write_bytes(data)
-        assert origins(tmp_path) == ["compiled"]
+        assert origins(tmp_path) == ["compiled again: the cache's entry is damaged"]
         assert origins(tmp_path) == ["cache"]
 
 
@@ -89,5 +89,5 @@ def test_a_full_disk_loses_only_the_entry(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert origins(tmp_path) == ["compiled"]
+    assert origins(tmp_path) == ["compiled; not kept in the cache: No space left on device"]
     assert list(tmp_path.iterdir()) == []

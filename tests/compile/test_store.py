@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.compile import _key, _native, store
+from jaxinfer.compile import _key, _native, aot, store
 from jaxinfer.compile.build import compile
 from jaxinfer.compile.guard import no_compile
 from jaxinfer.compile.store import StaleExecutableWarning, load_executable
@@ -284,3 +284,13 @@ def test_the_key_names_what_code_depends_on():
     assert _key.differences(key, {**key, "flags": {"XLA_FLAGS": "--a"}}) == [
         "flags: it was compiled with none, here is {'XLA_FLAGS': '--a'}"
     ]
+
+
+def test_code_that_cannot_be_exported_is_saved_and_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError("a custom call")
+
+    monkeypatch.setattr(aot, "exported", refuse)
+    with pytest.warns(UserWarning, match=r"(?s)saved without StableHLO.*batch=2: none: NotImpl"):
+        build().save(tmp_path / "exe")
+    assert load_executable(tmp_path / "exe")(models.rows(2, D))["y"].shape == (2, D)
