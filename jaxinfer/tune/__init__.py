@@ -1,0 +1,1 @@
+"""Finding the fastest arrangement of a model that is accurate enough."""
