@@ -19,8 +19,9 @@ class Measurement:
       candidate: ``Candidate.to_json()``.
       label: its short name.
       stage: of the search, where it was proposed.
-      status: ``measured``; ``rejected`` (bounds, memory, accuracy, constraints: not timed, or not
-        taken); ``failed`` (it could not be made).
+      status: ``measured``: it was judged and timed, and is not allowed if there is a ``reason``;
+        ``rejected``: not timed (bounds, memory, wrong numbers, accuracy, budget);
+        ``failed``: it could not be made.
       reason: why it was rejected or failed, with numbers.
       times_ms: of single calls, in milliseconds, in the order measured.
       batch: samples in a call.
