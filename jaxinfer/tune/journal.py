@@ -55,7 +55,6 @@ class Journal:
         self._context = json.dumps(context, sort_keys=True, default=str)
         self._clock, self._mark = clock, clock()
         self._known: dict[str, dict[str, Any]] = {}
-        self._file: Any = None
         if self.path is not None:
             self._open(self.path, resume)
 
@@ -73,7 +72,6 @@ class Journal:
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             aside.write_text("".join(f"{line}\n" for line in (head, *lines)), encoding="utf-8")
             os.replace(aside, path)
-            self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise ArtefactError(f"{path}: no journal there: {error.strerror or error}") from error
 
@@ -96,26 +94,27 @@ class Journal:
         self.spent += seconds
         step = {"key": key, "kind": kind, "seconds": round(seconds, 6), "value": value}
         self._known[key] = step
-        if self._file is not None:
-            self._file.write(json.dumps(step) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if self.path is not None:
+            self._append(self.path, json.dumps(step))
         return value
 
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ArtefactError(f"{path}: a step is not kept: {error.strerror or error}") from error
+
     def leave_out(self, seconds: float) -> None:
-        """Do not count seconds since the last step: what a search that was not killed has not done."""
+        """Do not count seconds of what only a search that goes on has to do again."""
         self._mark += seconds
 
     @property
     def elapsed(self) -> float:
         """Seconds spent, with those since the last step."""
         return self.spent + max(0.0, self._clock() - self._mark)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _lines(path: Path, text: str) -> list[str]:
