@@ -22,9 +22,10 @@ from jaxinfer.core.table import RuleTable
 TRANSFORMS: RuleTable[Callable[..., Any]] = RuleTable("transform")
 """Functions that make transforms, by the names under which ``jaxinfer`` has them."""
 
-STAGES = ("cast", "fold", "smooth", "prune", "quantize", "shard")
+STAGES = ("cast", "fold", "smooth", "prune", "quantize", "shard", "arrange")
 """The legal order of transforms; a model that has been through one takes none before it, but
-``cast`` and ``fold`` may come in either order (folding first rounds once less)."""
+``cast`` and ``fold`` may come in either order (folding first rounds once less), and ``arrange``,
+which changes no value, anywhere."""
 
 
 class Transform(NamedTuple):
@@ -122,11 +123,12 @@ def _require_order(done: Sequence[str], stage: str) -> None:
         raise InputError(
             f"{stage}: this model has been through it already; start from the one before it"
         )
-    later = [name for name in done if _rank(name) > _rank(stage)]
-    if later:
-        order = ", ".join(STAGES)
+    later = [name for name in done if name != "arrange" and _rank(name) > _rank(stage)]
+    if later and stage != "arrange":
+        order = ", ".join(name for name in STAGES if name != "arrange")
         raise InputError(
-            f"{stage} after {later[-1]}: the legal order is {order}; fold may come before cast"
+            f"{stage} after {later[-1]}: the legal order is {order}; fold may come before cast, "
+            "and arrange anywhere"
         )
 
 

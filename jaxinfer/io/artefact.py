@@ -45,7 +45,11 @@ from jaxinfer.io.sharded import Progress
 SHARD_BYTES = 5_000_000_000
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-_HOMES = {"cast": "jaxinfer.transforms.cast", "fold": "jaxinfer.transforms._fold_rewrite"}
+_HOMES = {
+    "arrange": "jaxinfer.transforms.arrange",
+    "cast": "jaxinfer.transforms.cast",
+    "fold": "jaxinfer.transforms._fold_rewrite",
+}
 """Where jaxinfer's own rewrites register, to be imported when an artefact has one."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jaxinfer as ji
 from jaxinfer.core.table import RuleTable
 from jaxinfer.core.transform import Transform, chain, identity
+from jaxinfer.transforms.arrange import arrange
 from jaxinfer.transforms.cast import cast
 from jaxinfer.transforms.fold import fold
 from jaxinfer.transforms.prune import finalize, masks, prune
@@ -83,6 +84,9 @@ add("cast f16", "cast", lambda: cast("f16"), noise=0.004)
 add("cast f32", "cast", lambda: cast("params=f32,compute=f32"))
 
 add("fold", "fold", fold, slope="original")
+
+add("arrange NCHW", "arrange", lambda: arrange(layout="NCHW"))
+add("arrange NHWC unrolled", "arrange", lambda: arrange(layout="NHWC", unroll=True))
 
 MASKED: dict[str, Any] = {"kinds": "Masked", "of": "materialized"}
 add("prune", "prune", prune, **MASKED)

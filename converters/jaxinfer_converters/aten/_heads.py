@@ -25,9 +25,13 @@ Attend = Callable[[Array, Array, Array, Array | None], Array]
 
 def large(query: Array, key: Array) -> bool:
     """Whether the scores are many, and there are heads to take one after the other."""
-    sizes = (*query.shape[:-1], key.shape[-2])
-    known = all(isinstance(size, int) for size in (*sizes, *key.shape))
-    return known and query.ndim > 2 and math.prod(sizes) > LARGE
+    return divisible(query, key) and math.prod((*query.shape[:-1], key.shape[-2])) > LARGE
+
+
+def divisible(query: Array, key: Array) -> bool:
+    """Whether there are heads to take one after the other, of sizes that are known."""
+    known = all(isinstance(size, int) for size in (*query.shape, *key.shape))
+    return known and query.ndim > 2 and 0 not in (*query.shape[:-1], *key.shape[-3:-1])
 
 
 def by_blocks(attend: Attend, query: Array, key: Array, value: Array, mask: Array | None) -> Array:

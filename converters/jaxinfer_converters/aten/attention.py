@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxinfer.core.attention import chosen, record
+from jaxinfer_converters.aten import _fused
 from jaxinfer_converters.aten._common import (
     Array,
     acc_dtype,
@@ -28,7 +30,7 @@ from jaxinfer_converters.aten._common import (
     in_float32,
     rule,
 )
-from jaxinfer_converters.aten._heads import by_blocks, large
+from jaxinfer_converters.aten._heads import by_blocks, divisible, large
 from jaxinfer_converters.aten.matmul import wide_dot
 
 
@@ -136,11 +138,41 @@ def scaled_dot_product_attention(
     query, key, value = _same_batch(query, key, value, enable_gqa)
     dense = functools.partial(_attend, causal=is_causal, scale=scale)
     if dropout_p > 0:
+        _record("whole", query, key, "dropout is drawn for all scores at once")
         return dense(query, key, value, attn_mask, dropout=(context.key(), dropout_p))
+    blocks = functools.partial(by_blocks, dense)
+    if mode := chosen():
+        return _as_chosen(mode, query, key, value, attn_mask, dense, blocks)
     if not large(query, key):
         return dense(query, key, value, attn_mask)
-    blocks = functools.partial(by_blocks, dense)
     return lax.platform_dependent(query, key, value, attn_mask, cpu=blocks, default=dense)
+
+
+def _as_chosen(
+    mode: str, query: Array, key: Array, value: Array, mask: Array | None, dense: Any, blocks: Any
+) -> Array:
+    """Attention as ``core.attention`` has it asked for, and a record of what was done."""
+    if mode == "blocked":
+        if divisible(query, key):
+            _record("blocked", query, key)
+            return blocks(query, key, value, mask)
+        _record("whole", query, key, "there are no heads of a known number to take in turn")
+    elif mode == "cudnn":
+        why = _fused.misfit(query, key, value)
+        if not why:
+            half = np.dtype(query.dtype).name in _fused.HALVES
+            rounded = "" if half else f"{query.dtype} operands are rounded to bfloat16"
+            _record("cudnn", query, key, rounded)
+            options = dense.keywords
+            return _fused.attend(query, key, value, mask, **options)
+        _record("whole", query, key, f"cuDNN: {why}")
+    else:
+        _record("whole", query, key)
+    return dense(query, key, value, mask)
+
+
+def _record(how: str, query: Array, key: Array, why: str = "") -> None:
+    record(how, why, (*query.shape[:-1], key.shape[-2]))
 
 
 def _attend(
