@@ -124,7 +124,7 @@ class Dataset:
         return self._picked(rows, self._batch_for(len(chosen)))
 
     def batches(self) -> list[dict[str, Any]]:
-        """Return a dict by input name for each call, fixed values included: what the model takes."""
+        """Return a dict by input name for each call, with fixed values: what the model takes."""
         return [self.arguments(call.arrays) for call in self.calls]
 
     def arguments(self, arrays: Sequence[Any]) -> dict[str, Any]:
@@ -233,6 +233,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     try:
-        return np.shape(a) == np.shape(b) and bool(np.all(np.equal(np.asarray(a), np.asarray(b))))
+        first, second = np.asarray(a), np.asarray(b)
+        return first.shape == second.shape and bool(np.all(first == second))
     except (TypeError, ValueError):
         return a is b
