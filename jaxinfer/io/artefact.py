@@ -53,7 +53,13 @@ _HOMES = {
 """Where jaxinfer's own rewrites register, to be imported when an artefact has one."""
 
 
-def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a model to a directory, all of it or nothing.
 
     Leaves are written one at a time, array types by their parts. A model of a Python function is
@@ -64,13 +70,15 @@ def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False)
       model: what to save.
       path: the directory to make; the one it stands in must exist.
       overwrite: replace a model directory; the old one stays if anything fails.
+      extra_files: more files, content by name (``recipe.json``); ``load`` verifies them as it does
+        the others, and reads nothing of them.
 
     Raises:
       ArtefactError: the path is taken, the model cannot be written as data, or the disk is
         full; the directory is then as it was.
     """
     with replacing(path, overwrite, _is_model) as folder:
-        _write(model, folder)
+        _write(model, folder, extra_files or {})
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -143,7 +151,7 @@ def _rewrite_class(kind: Any) -> Any:
     return REWRITES[kind]
 
 
-def _write(model: Model, folder: Path) -> None:
+def _write(model: Model, folder: Path, extra_files: Mapping[str, bytes]) -> None:
     leaves, structure = _tree.flatten(model.params)
     arrays, types = split(leaves)
     _tree.require_storable(arrays)
@@ -163,10 +171,10 @@ def _write(model: Model, folder: Path) -> None:
         constants, _ = _tree.flatten(dict(program.arrays))
         _tree.require_storable(constants)
         digests[CONSTANTS] = write(folder / CONSTANTS, constants)
-    for name, data in program.blobs.items():
+    for name, data in [*program.blobs.items(), *extra_files.items()]:
         file = blob_path(folder, name)
         if name == MODEL or name in digests:
-            raise ArtefactError(f"the program's file {name!r} has the name of another")
+            raise ArtefactError(f"the file {name!r} has the name of another")
         file.parent.mkdir(parents=True, exist_ok=True)
         digests[name] = write_bytes(file, data)
     names = ("jaxinfer", "jax", "jaxlib", "numpy")
