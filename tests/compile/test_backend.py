@@ -1,5 +1,7 @@
 """The OpenVINO back-end behind the same interface: buckets, checks, refusal and fallback, files."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from tests.compile import models
 from tests.compile.models import TOL, D
 
 pytestmark = pytest.mark.skipif(bool(_openvino.available()), reason="OpenVINO is not installed")
+needs_nncf = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="needs nncf")
 SHAPE = {"x": ("batch", D)}
 
 
@@ -93,3 +96,72 @@ def test_a_damaged_file_is_an_error(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ArtefactError, match="other bytes than were written"):
         load_executable(tmp_path / "exe")
+
+
+# int8 with products that stay float32.
+
+
+def two_layers():
+    rng = np.random.default_rng(0)
+    params = {
+        name: jnp.asarray(rng.normal(size=shape) / 8, jnp.float32)
+        for name, shape in {
+            "in.weight": (64, 96),
+            "out.weight": (96, 32),
+            "out.bias": (32,),
+        }.items()
+    }
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["in.weight"]) @ p["out.weight"] + p["out.bias"]
+
+    model = ji.from_function(fn, params, (jnp.ones((8, 64)),))
+    batches = [rng.normal(size=(8, 64)).astype(np.float32) for _ in range(3)]
+    return model, batches
+
+
+def products(exe):
+    return exe._entries[0].code.function.report()["int8"]["products"]
+
+
+@needs_nncf
+def test_products_of_named_parameters_stay_float32():
+    model, batches = two_layers()
+    make = lambda model=model, **options: ji.compile(
+        model, backend="openvino", compiler_options={"quantize": batches, **options}
+    )
+    x, want = batches[0], np.asarray(model(batches[0]))
+    error = lambda exe: float(np.abs(exe(x) - want).max() / np.abs(want).max())
+    whole, half, none = make(), make(ignore=["out.weight"]), make(ignore=list(model.params))
+    assert products(whole) == {"int8": ["in.weight", "out.weight"], "float32": []}
+    assert products(half) == {"int8": ["in.weight"], "float32": ["out.weight"]}
+    assert products(none) == {"int8": [], "float32": ["in.weight", "out.weight"]}
+    # half of the roundings, then none
+    assert error(none) < 1e-6 < error(half) < error(whole) < 0.05
+    notes = half.report().buckets[0].notes
+    assert "1 of 2 products" in notes[1]
+    assert notes[2] == "float32 as asked: out.weight"
+
+
+@needs_nncf
+def test_quantized_weights_are_named_after_their_parameter():
+    """What the weight is stored as does not matter: its parts have the parameter's path."""
+    model, batches = two_layers()
+    exe = ji.compile(
+        ji.quantize("W8A16")(model),
+        backend="openvino",
+        compiler_options={"quantize": batches, "ignore": ["in.weight"]},
+    )
+    assert products(exe) == {"int8": ["out.weight"], "float32": ["in.weight"]}
+
+
+@needs_nncf
+def test_options_of_int8_that_do_not_fit():
+    model, batches = two_layers()
+    make = lambda **options: ji.compile(model, backend="openvino", compiler_options=options)
+    with pytest.raises(InputError, match=r"(?s)in.wieght: did you mean in.weight.*\n  x\n"):
+        make(quantize=batches, ignore=["in.wieght", "x", "out.weight"])
+    with pytest.raises(InputError, match="ignore, preset: of quantize, which is not given"):
+        make(preset="mixed", ignore=["in.weight"])
+    with pytest.raises(InputError, match=r"(?s)transformer: .*ignore: .*smooth_quant: .*got 7"):
+        make(quantize=batches, transformer="yes", ignore="in.weight", smooth_quant=7)

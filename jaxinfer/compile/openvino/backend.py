@@ -1,8 +1,13 @@
 """Executables of the OpenVINO back-end: the same interface, the same checks.
 
-Options of the back-end come in ``compiler_options``: ``quantize`` (calibration data: batches of
-the model's inputs, in a list; NNCF makes the model int8), ``threads``, and OpenVINO's own
-properties by name. Weights are constants of each bucket, so every bucket has a copy of them.
+Options of the back-end come in ``compiler_options``:
+
+    quantize    calibration data: batches of the model's inputs, in a list; NNCF makes it int8
+    ignore, transformer, preset, subset, fast_bias, smooth_quant: of it, see ``Quantization``
+    threads     of a call
+    others      OpenVINO's own properties by name
+
+Weights are constants of each bucket, so every bucket has a copy of them.
 """
 
 from __future__ import annotations
@@ -23,9 +28,11 @@ from jaxinfer.core import flops
 from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.arrays import as_array
 from jaxinfer.core.errors import InputError, MissingExtraError
+from jaxinfer.core.parts import part_names
 from jaxinfer.core.program import x64_of
 
-OWN = ("quantize", "threads")
+QUANTIZATION = ("ignore", "transformer", "preset", "subset", "fast_bias", "smooth_quant")
+OWN = ("quantize", "threads", *QUANTIZATION)
 
 
 def build_openvino(
@@ -60,7 +67,7 @@ def build_openvino(
 
 
 def _entry(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, options: Mapping[str, Any]) -> Entry:
-    from jaxinfer.compile.openvino.function import compile_jaxpr
+    from jaxinfer.compile.openvino.function import Quantization, compile_jaxpr
 
     started = time.perf_counter()
     structs = spec.structs(sizes)
@@ -71,15 +78,23 @@ def _entry(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, options: Mapping[s
     )
     fn = flat.function(padded)
     with x64_scope(x64_of(flat.model.program)):
-        closed = jax.make_jaxpr(lambda *given: fn(flat.arrays, *given))(*args)
+        closed = jax.make_jaxpr(fn)(flat.arrays, *args)
     lower_s = time.perf_counter() - started
     own = {name: value for name, value in options.items() if name not in OWN}
-    batches = options.get("quantize")
-    if batches is not None:
-        batches = [_calibration(flat, spec, sizes, padded, batch) for batch in batches]
+    how = {name: options[name] for name in QUANTIZATION if name in options}
+    quantize = None
+    if options.get("quantize") is not None:
+        batches = [_calibration(flat, spec, sizes, padded, batch) for batch in options["quantize"]]
+        quantize = Quantization(batches, **how)
+    elif how:
+        raise InputError(f"compiler_options: {', '.join(how)}: of quantize, which is not given")
     started = time.perf_counter()
     made = compile_jaxpr(
-        closed, threads=options.get("threads"), options=own or None, quantize=batches
+        closed,
+        constants=list(zip(_paths(flat), flat.arrays, strict=True)),
+        threads=options.get("threads"),
+        options=own or None,
+        quantize=quantize,
     )
     taken, facts = time.perf_counter() - started, made.report()
     cost = flops.count(closed)
@@ -96,7 +111,7 @@ def _entry(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, options: Mapping[s
         flops=cost.flops,
         flops_notes=tuple(cost.notes()),
         masked=tuple(aot.plain(item) for item in padded.masked),
-        notes=(f"OpenVINO runs {layers}; int8: {facts['int8'] or 'no'}",),
+        notes=(f"OpenVINO runs {layers}", *_int8_notes(facts["int8"])),
     )
     return Entry(
         dict(sizes),
@@ -108,6 +123,31 @@ def _entry(flat: Flat, spec: Spec, sizes: Sizes, padded: Any, options: Mapping[s
         report,
         least=dict(padded.least),
     )
+
+
+def _paths(flat: Flat) -> list[str]:
+    """Return the parameter path of each parameter array; parts of an array type have one."""
+    of = {f"{path}.{part}": path for path in flat.types for part in part_names(flat.types[path])}
+    return [of.get(name, name) for name in flat.names]
+
+
+def _int8_notes(facts: Mapping[str, Any] | None) -> list[str]:
+    """Say what is int8 and what is not."""
+    if facts is None:
+        return []
+    done, left = facts["products"]["int8"], facts["products"]["float32"]
+    how = "as a transformer" if facts["transformer"] else "not as a transformer"
+    notes = [
+        f"int8 by NNCF ({facts['preset']}, {how}, {facts['batches']} batches): "
+        f"{len(done)} of {len(done) + len(left)} products with parameters"
+    ]
+    for text, names in (
+        ("float32 as asked", [name for name in left if name in facts["ignored"]]),
+        ("float32 by NNCF's or OpenVINO's choice", [n for n in left if n not in facts["ignored"]]),
+    ):
+        if names:
+            notes.append(f"{text}: {', '.join(names)}")
+    return notes
 
 
 class Call:

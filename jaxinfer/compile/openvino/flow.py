@@ -134,7 +134,7 @@ def _unrolled(
 
 def _row(graph: Graph, x: Operand, step: int) -> Operand:
     if is_const(x):
-        return np.asarray(x)[step]
+        return graph.names.mark(np.asarray(np.asarray(x)[step]), graph.names.of(x))
     shape, rest = x.shape, x.shape[1:]
     row = sliced(graph, x, [step, *[0] * len(rest)], [step + 1, *rest], [1] * len(shape),
                  (1, *rest))  # fmt: skip

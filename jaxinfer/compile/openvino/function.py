@@ -13,15 +13,10 @@ that holds any such is refused as a whole (``OpenVINOUnsupported``), never compu
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import itertools
 import json
 import os
 import queue
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,15 +27,13 @@ import numpy as np
 import jaxinfer.compile.openvino.flow
 import jaxinfer.compile.openvino.linear
 import jaxinfer.compile.openvino.rules  # noqa: F401  (the three register rules)
-from jaxinfer.compile.openvino.graph import (
-    Built,
-    Input,
-    build,
-    writable,
-)
 from jaxinfer.compile.openvino.graph import OpenVINOUnsupported as OpenVINOUnsupported
-from jaxinfer.compile.openvino.graph import unsupported as unsupported
-from jaxinfer.compile.openvino.loading import load_openvino, without_telemetry
+from jaxinfer.compile.openvino.graph import writable
+from jaxinfer.compile.openvino.loading import load_openvino
+from jaxinfer.compile.openvino.model import Built, Input, build, held_as
+from jaxinfer.compile.openvino.model import unsupported as unsupported
+from jaxinfer.compile.openvino.quantization import Quantization as Quantization
+from jaxinfer.compile.openvino.quantization import quantized
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import (
     ArtefactError,
@@ -70,38 +63,10 @@ def available() -> str:
     return ""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Quantization:
-    """How NNCF quantizes a converted model to int8: weights and activations, symmetric or not.
-
-    Attributes:
-      batches: calibration data: the inputs of a call, as lists of arrays, one after the other.
-      preset: ``performance`` (all symmetric) or ``mixed`` (activations asymmetric).
-      transformer: keep what transformers are sensitive in out of int8; None: if the program
-        multiplies activations by each other (attention).
-      subset: at most how many batches are looked at.
-      fast_bias: correct biases by an estimate, not layer by layer.
-    """
-
-    batches: Iterable[Sequence[Any]]
-    preset: str = "performance"
-    transformer: bool | None = None
-    subset: int = 300
-    fast_bias: bool = True
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.preset not in ("performance", "mixed"):
-            problems.append(f"preset: required performance or mixed, got {self.preset!r}")
-        if type(self.subset) is not int or self.subset < 1:
-            problems.append(f"subset: required a number from 1 on, got {self.subset!r}")
-        if problems:
-            raise InputError(listing("quantization by NNCF:", problems))
-
-
 def compile_jaxpr(
     closed_jaxpr: Any,
     *,
+    constants: Sequence[tuple[str, Any]] = (),
     threads: int | None = None,
     options: Mapping[str, Any] | None = None,
     quantize: Quantization | Iterable[Sequence[Any]] | None = None,
@@ -111,6 +76,8 @@ def compile_jaxpr(
     Args:
       closed_jaxpr: of ``jax.make_jaxpr``, its sizes numbers; what it closes over (weights)
         becomes constant.
+      constants: what the first inputs of the jaxpr are fixed to, each with the path of the
+        parameter that it is; products with them bear these names.
       threads: of a call; None: as many as the machine has cores.
       options: OpenVINO properties by name, for example ``{"PERFORMANCE_HINT": "THROUGHPUT"}``.
       quantize: calibration batches (lists of the inputs of a call), or a ``Quantization``: the
@@ -124,11 +91,11 @@ def compile_jaxpr(
       MissingExtraError: OpenVINO is not installed; or NNCF is not, and ``quantize`` is given.
       InputError: unknown options; calibration batches that do not fit.
     """
-    made = build(closed_jaxpr)
+    made = build(closed_jaxpr, constants)
     facts: dict[str, Any] = {**made.facts, "int8": None}
     if quantize is not None:
         given = quantize if isinstance(quantize, Quantization) else Quantization(quantize)
-        made, facts["int8"] = _quantized(made, given)
+        made, facts["int8"] = quantized(made, given)
     return OpenVINOFunction(made, threads, options, facts)
 
 
@@ -228,7 +195,7 @@ class OpenVINOFunction:
         return found
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.empty(shape, _held_as(dtype))
+        return np.empty(shape, held_as(dtype))
 
     def report(self) -> dict[str, Any]:
         """Return what was compiled, as plain data.
@@ -237,7 +204,8 @@ class OpenVINOFunction:
           ``compile_s``, ``weight_bytes``, ``versions``, ``options`` (as OpenVINO has them),
           ``precision`` (what float32 layers run in), ``layers`` (how many run in each type),
           ``folded`` (equations evaluated beforehand, by primitive), ``computed_in_float32``
-          (equations of narrower floats), ``int8`` (how it was quantized), ``fallback``: always
+          (equations of narrower floats), ``int8`` (how it was quantized; with the names of the
+          products with parameters that are ``int8`` and ``float32``), ``fallback``: always
           empty, since a program is taken whole or refused.
         """
         options = dict(self._options)
@@ -354,13 +322,8 @@ class OpenVINOFunction:
         return cls(made, threads, {**saved, **(options or {})}, facts)
 
 
-def _held_as(dtype: str) -> np.dtype:
-    """Return the dtype in which OpenVINO is given a value: narrow floats in float32."""
-    return np.dtype(np.float32 if dtype in ("bfloat16", "float16") else dtypes.dtype_of(dtype))
-
-
 def _widened(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, _held_as(str(array.dtype)) if array.size else None).reshape(
+    return np.ascontiguousarray(array, held_as(str(array.dtype)) if array.size else None).reshape(
         array.shape
     )
 
@@ -404,7 +367,7 @@ def _same_avals(
     pairs += [(model.outputs[outputs[i]], out_avals[i]) for i in where]
     for port, (shape, dtype) in pairs:
         kind = port.element_type.to_dtype()
-        if tuple(port.shape) != shape or np.dtype(kind) != _held_as(dtype):
+        if tuple(port.shape) != shape or np.dtype(kind) != held_as(dtype):
             raise ValueError(f"required {dtype}{list(shape)}, got {port}")
 
 
@@ -449,51 +412,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _quantized(built: Built, how: Quantization) -> tuple[Built, dict[str, Any]]:
-    """Quantize a model by NNCF; returns what was done, too."""
-    nncf = load_openvino("nncf")
-    if built.model is None:
-        raise InputError("quantize: every output of this program is a constant")
-    few = itertools.islice(how.batches, how.subset)
-    batches = [_calibration_batch(built, number, batch) for number, batch in enumerate(few)]
-    if not batches:
-        raise InputError("quantize: required at least one batch of calibration data, got none")
-    transformer = how.transformer
-    if transformer is None:
-        transformer = bool(built.facts["products"].get("activation"))
-    started = time.perf_counter()
-    quiet = contextlib.redirect_stdout(io.StringIO())  # of progress bars
-    with without_telemetry(), warnings.catch_warnings(), quiet:
-        warnings.simplefilter("ignore")
-        nncf.set_log_level(40)
-        model = nncf.quantize(
-            built.model,
-            nncf.Dataset(batches),
-            preset=nncf.QuantizationPreset(how.preset),
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-            subset_size=len(batches),
-            fast_bias_correction=how.fast_bias,
-        )
-    kinds = Counter(node.get_type_name() for node in model.get_ops())
-    done = {
-        "preset": how.preset,
-        "transformer": transformer,
-        "batches": len(batches),
-        "quantizers": kinds["FakeQuantize"],
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    return built._replace(model=model), done
-
-
-def _calibration_batch(built: Built, number: int, batch: Sequence[Any]) -> list[np.ndarray]:
-    arrays = [np.asarray(value) for value in batch]
-    got = [(array.shape, str(array.dtype)) for array in arrays]
-    if got != list(built.in_avals):
-        text = lambda avals: ", ".join(f"{dtype}{list(shape)}" for shape, dtype in avals)
-        raise InputError(
-            f"quantize: calibration batch {number}: required {text(built.in_avals)}, "
-            f"got {text(got)}"
-        )
-    return [np.array(_widened(arrays[index])) for index in built.inputs]

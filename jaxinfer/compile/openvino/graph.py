@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.compile.openvino.loading import load_openvino
-from jaxinfer.core import dtypes
+from jaxinfer.compile.openvino.names import Names
 from jaxinfer.core._bodies import bodies
-from jaxinfer.core._compat import bind, inner, source_line
+from jaxinfer.core._compat import bind, source_line
 from jaxinfer.core.errors import JaxinferError, listing
 
 WIDE = ("float64", "int64", "uint64", "uint32")
@@ -132,6 +132,7 @@ class Graph:
       folded: primitives that were evaluated beforehand, with how often.
       narrow_floats: primitives whose bfloat16 or float16 is computed in float32.
       held: the arrays whose memory constants share.
+      names: parameters of constants, and products by name.
       products: matrix products by their operands: ``weight``, or ``activation`` (attention).
     """
 
@@ -143,6 +144,7 @@ class Graph:
         self.narrow_floats: Counter[str] = Counter() if parent is None else parent.narrow_floats
         self.products: Counter[str] = Counter() if parent is None else parent.products
         self.held: list[np.ndarray] = [] if parent is None else parent.held
+        self.names = Names() if parent is None else parent.names
         self.parameters: list[Any] = []
         self._made: dict[Any, Any] = {}
 
@@ -287,6 +289,10 @@ class Graph:
 
     def _fold(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
         self.folded[eqn.primitive.name] += 1
+        paths = self.names.of(*values)
+        return [self.names.mark(out, paths) for out in self._folded(eqn, values)]
+
+    def _folded(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
         params = eqn.params
         if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1:
             shape, where = params["shape"], params["broadcast_dimensions"]
@@ -357,111 +363,3 @@ INLINED = {
     "remat2",
     "checkpoint",
 }
-
-
-class Input(NamedTuple):
-    """An output that is an input as it is."""
-
-    index: int
-
-
-class Built(NamedTuple):
-    """A model, and how its inputs and outputs are those of the jaxpr.
-
-    Attributes:
-      model: OpenVINO's; None if every output is a constant.
-      inputs: the jaxpr's inputs that the model takes, in its order.
-      outputs: for each output of the jaxpr: its number in the model, an array (a constant), or
-        ``Input``: an input as it is (OpenVINO mixes up the memory of such).
-      in_avals, out_avals: (shape, dtype name) of the jaxpr's inputs and outputs.
-      facts: what was folded, and computed in another dtype.
-      held: the arrays whose memory the model shares.
-    """
-
-    model: Any
-    inputs: tuple[int, ...]
-    outputs: tuple[Any, ...]
-    in_avals: tuple[tuple[tuple[int, ...], str], ...]
-    out_avals: tuple[tuple[tuple[int, ...], str], ...]
-    facts: Mapping[str, Any]
-    held: Sequence[np.ndarray] = ()
-
-
-def build(closed: Any) -> Built:
-    """Return the OpenVINO model of a closed jaxpr.
-
-    Raises:
-      OpenVINOUnsupported: equations, inputs or outputs that it cannot take; all at once.
-    """
-    openvino = load_openvino()
-    built, graph, outs = _run(closed)
-    missing = refusals(graph)
-    if missing:
-        raise OpenVINOUnsupported(missing)
-    results: list[Any] = []
-    places: list[Any] = []
-    given = {p.get_name(): i for p, i in zip(graph.parameters, built.inputs, strict=True)}
-    for out, (shape, dtype) in zip(outs, built.out_avals, strict=True):
-        if is_const(out):
-            places.append(np.asarray(out, dtypes.dtype_of(dtype)).reshape(shape))
-            continue
-        port = graph.full(out)
-        name = port.get_node().get_name()
-        if name in given and built.in_avals[given[name]] == (shape, dtype):
-            places.append(Input(given[name]))
-            continue
-        if name in given:  # its dtype is another one: the bits are converted by the caller
-            port = graph.op.multiply(port, graph.op.constant(np.float32(1))).output(0)
-        places.append(len(results))
-        results.append(graph.op.result(port))
-    if not results:
-        return built._replace(outputs=tuple(places), inputs=())
-    model = openvino.Model(results, graph.parameters, "jaxinfer")
-    return built._replace(model=model, outputs=tuple(places), held=tuple(graph.held))
-
-
-def refusals(graph: Graph) -> list[str]:
-    """Return the texts of what was refused, with how often each came up."""
-    return [f"{text} ({n} times)" if n > 1 else text for text, n in graph.refused.items()]
-
-
-def _run(closed: Any) -> tuple[Built, Graph, list[Operand]]:
-    graph, args, taken = Graph(), [], []
-    jaxpr, consts = inner(closed)
-    in_avals = tuple(map(_described, jaxpr.invars))
-    for index, (var, (shape, dtype)) in enumerate(zip(jaxpr.invars, in_avals, strict=True)):
-        if not all(isinstance(size, int) for size in shape):
-            graph.refused[f"input {index}: shape {shape}: sizes have to be numbers"] += 1
-            args.append(graph._stand_in(jax.ShapeDtypeStruct((1,) * len(shape), np.float32)))
-        elif dtype not in TAKEN:
-            graph.refused[f"input {index}: dtype {dtype} is not taken"] += 1
-            args.append(graph._stand_in(var.aval))
-        elif 0 in shape:
-            args.append(np.zeros(shape, dtypes.dtype_of(dtype)))
-        else:
-            args.append(graph.parameter(shape, dtype))
-            taken.append(index)
-    outs = graph.run(jaxpr, consts, args)
-    out_avals = tuple(map(_described, jaxpr.outvars))
-    for index, ((_, dtype), out) in enumerate(zip(out_avals, outs, strict=True)):
-        if not is_const(out) and dtype not in TAKEN:
-            graph.refused[f"output {index}: dtype {dtype} is not taken"] += 1
-    facts = {
-        "folded": dict(graph.folded),
-        "computed_in_float32": dict(graph.narrow_floats),
-        "products": dict(graph.products),
-    }
-    return Built(None, tuple(taken), (), in_avals, out_avals, facts), graph, outs
-
-
-def _described(var: Any) -> tuple[tuple[int, ...], str]:
-    aval = var.aval
-    return tuple(getattr(aval, "shape", ())), str(getattr(aval, "dtype", type(aval).__name__))
-
-
-def unsupported(closed: Any) -> list[str]:
-    """Return what ``build`` would refuse: ``primitive at file:line (function): reason``.
-
-    The rules are run to find out; nothing is compiled.
-    """
-    return refusals(_run(closed)[1])

@@ -52,7 +52,7 @@ def _dot_general(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     b = graph.full(y, (*batch[1], *order))
     a = _as(graph, a, (*lead, m, k))
     b = _as(graph, b, (*lead, n, k) if flip else (*lead, k, n))
-    out = graph.op.matmul(a, b, False, flip).output(0)
+    out = graph.names.product(graph.op.matmul(a, b, False, flip), x, y).output(0)
     return Value(_as(graph, out, shape), shape)
 
 
@@ -80,7 +80,8 @@ def _by_rows(graph: Graph, left: _Side, right: _Side, shape: tuple[int, ...]) ->
         a = _as(graph, a, (1, left.sizes[axis]))
     if not right.free:
         b, by = _as(graph, b, (right.sizes[by], 1)), 0
-    out = graph.op.matmul(a, b, False, by == 1).output(0)
+    made = graph.op.matmul(a, b, False, by == 1)
+    out = graph.names.product(made, left.value, right.value).output(0)
     return Value(_as(graph, out, shape), shape)
 
 
@@ -113,6 +114,7 @@ def _conv(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
         w = _as(graph, w, (groups, sizes[0] // groups, *sizes[1:]))
     name = op.group_convolution if groups > 1 else op.convolution
     made = name(a, w, list(params["window_strides"]), low, high, list(params["rhs_dilation"]))
+    graph.names.product(made, x, kernel)
     # axis i of the result is at out_spec.index(i) of [batch, features, spatial..]
     perm = tuple(out_spec)
     perm = None if perm == tuple(sorted(perm)) else perm
@@ -258,7 +260,8 @@ def _gather(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     if _is_take(spec, sizes, _sizes(x)):
         (axis,) = spec.start_index_map
         one = reshaped(graph, starts[0], batch).out
-        out = graph.op.gather(graph.full(x), one, graph.ints(axis)).output(0)
+        made = graph.op.gather(graph.full(x), one, graph.ints(axis))
+        out = graph.names.product(made, x).output(0)
         # the gathered axes stand at ``axis``; in the result they are those that are no offsets
         made = [*offsets[:axis], *(a for a in range(len(shape)) if a not in offsets)]
         made += offsets[axis:]
@@ -267,7 +270,8 @@ def _gather(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     else:
         linear = _linear(graph, spec, sizes, _sizes(x), starts, batch, shape)
         flat = reshaped(graph, graph.full(x), (math.prod(_sizes(x)),)).out
-        found = Value(graph.op.gather(flat, linear, graph.ints(0)).output(0), shape)
+        made = graph.op.gather(flat, linear, graph.ints(0))
+        found = Value(graph.names.product(made, x).output(0), shape)
     if valid is None:
         return found
     return _masked(graph, eqn, found, valid, [a for a in range(len(shape)) if a not in offsets])
