@@ -63,6 +63,7 @@ th[aria-sort=descending]::after { content: " ▼"; }
 tr.chosen td { font-weight: 650; color: var(--chosen);
   background: color-mix(in srgb, var(--chosen) 8%, var(--paper)); }
 tr.base td { color: var(--base); }
+td .reason { font-size: .8rem; color: var(--muted); }
 details { font-size: .8rem; font-weight: 400; color: var(--muted); }
 details ul { margin: 0; padding-left: 1.2em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 20px; font-size: .88rem; }

@@ -45,8 +45,20 @@ class Row:
     @property
     def mark(self) -> str:
         """Words for the table."""
+        return self.word + (" *" if self.front else "")
+
+    @property
+    def word(self) -> str:
+        """The same without the front."""
         found = [name for name in ("chosen", "baseline") if getattr(self, name)]
-        return ", ".join(found) + (" *" if self.front else "")
+        if not found and not self.taken:
+            return "not allowed"
+        return ", ".join(found)
+
+    @property
+    def taken(self) -> bool:
+        """Whether it was measured, and nothing speaks against it."""
+        return self.measurement.status == MEASURED and not self.measurement.reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +135,8 @@ def measured(results: Results) -> list[Row]:
 
 
 def rejected(results: Results) -> list[Row]:
-    """Return what was rejected or failed, in the order of the search."""
-    taken = {row.place for row in measured(results)}
-    return [row for row in rows(results) if row.place not in taken]
+    """Return what was rejected or failed, or measured and not allowed, by number."""
+    return [row for row in rows(results) if not row.taken]
 
 
 def grouped(found: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -133,7 +144,7 @@ def grouped(found: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     equal: dict[tuple[str, str], list[Row]] = {}
     for row in found:
         stem = re.sub(r"\d[\d.,e+-]*", "#", row.measurement.reason)
-        equal.setdefault((row.measurement.stage, stem), []).append(row)
+        equal.setdefault((row.measurement.status, stem), []).append(row)
     groups: list[tuple[str, list[Row]]] = []
     for members in equal.values():
         reasons = list(dict.fromkeys(row.measurement.reason for row in members))
@@ -158,8 +169,8 @@ def won(results: Results) -> bool:
 
 def sentence(results: Results) -> str:
     """Return the verdict; where the search gave none, one made from the numbers."""
-    if results.verdict:
-        return results.verdict
+    if results.verdict.strip():
+        return results.verdict.strip().splitlines()[0]
     objective = objective_of(results)
     row = row_at(results, results.chosen)
     if row is None:
@@ -173,6 +184,12 @@ def sentence(results: Results) -> str:
         f"{row.measurement.label}: {gain} than the baseline ({objective.name.partition(';')[0]}), "
         f"for a drop of {lost} in {results.metric}."
     )
+
+
+def reasons(results: Results) -> list[str]:
+    """Return what follows the verdict's first line: how near the search came."""
+    more = [line.strip() for line in results.verdict.strip().splitlines()[1:] if line.strip()]
+    return more or ([] if results.chosen is not None else reachable(results))
 
 
 def reachable(results: Results) -> list[str]:
@@ -199,7 +216,7 @@ def reachable(results: Results) -> list[str]:
             continue
         pick = max if CONSTRAINTS.get(name) == "least" else min
         value, best = pick(values, key=lambda pair: pair[0])
-        lines.append(f"{name}: best {number(value)} ({best.label}), required {given(limit)}")
+        lines.append(f"{name}: best {value:.6g} ({best.label}), required {given(limit)}")
     return lines
 
 
@@ -306,6 +323,21 @@ def megabytes(value: Any) -> str:
     """Return bytes in MB (10^6)."""
     found = finite(value)
     return NONE if found is None else number(found / 1e6)
+
+
+def count(value: Any) -> str:
+    """Return a count with a decimal prefix.
+
+    >>> count(590_000), count(12)
+    ('590 k', '12')
+    """
+    found = finite(value)
+    if found is None:
+        return NONE
+    for power, prefix in ((9, " G"), (6, " M"), (3, " k")):
+        if abs(found) >= 10**power:
+            return number(found / 10**power) + prefix
+    return f"{found:g}"
 
 
 def plain(value: Any) -> str:

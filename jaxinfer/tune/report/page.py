@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxinfer.tune.device import DeviceProfile
 from jaxinfer.tune.report import _summary, pictures
 from jaxinfer.tune.report._json import dumps
 from jaxinfer.tune.report._style import SCRIPT, STYLE
@@ -18,6 +19,7 @@ from jaxinfer.tune.report._summary import Row, finite, given, number
 from jaxinfer.tune.results import Results
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_TIME, _MORE, _SIZE = "faster slower", "more less", "smaller larger"
 
 
 def html(results: Results, recipe_json: str | Mapping[str, Any] | None = None) -> str:
@@ -42,7 +44,7 @@ def html(results: Results, recipe_json: str | Mapping[str, Any] | None = None) -
         _distribution(results),
         _layers(results),
         _spent(results),
-        _facts("Device", "Measured before the search; what bounds rest on.", results.device),
+        _device(results.device),
         _facts("Environment", "", results.environment),
         _notes(results),
         _recipe(results, recipe_json),
@@ -120,8 +122,8 @@ def _head(results: Results) -> str:
     state = "won" if _summary.won(results) else "none" if results.chosen is None else "kept"
     verdict = f'<p class="verdict {state}">{escape(_summary.sentence(results))}</p>'
     if results.chosen is None:
-        reached = "".join(f"<li>{escape(line)}</li>" for line in _summary.reachable(results))
-        verdict += f'<p>The best that was reached:</p><ul class="reached">{reached}</ul>'
+        reached = "".join(f"<li>{escape(line)}</li>" for line in _summary.reasons(results))
+        verdict += f'<ul class="reached">{reached}</ul>'
     return (
         f"<header><h1>{escape(results.model)}</h1>{verdict}"
         f'<p class="about">{escape("; ".join(asked))}</p></header>'
@@ -135,30 +137,30 @@ def _key_figures(results: Results) -> str:
         return ""
     one = row.measurement
     cards = [
-        _card("median of a call", "ms", base.p50_ms, one.p50_ms),
-        _card("99th percentile", "ms", base.p99_ms, one.p99_ms),
-        _card("samples per second", "", base.throughput, one.throughput, larger=True),
-        _card("peak memory", "MB", base.peak_bytes, one.peak_bytes, scale=1e-6),
-        _card("weights", "MB", base.weight_bytes, one.weight_bytes, scale=1e-6),
+        _card("median of a call", "ms", base.p50_ms, one.p50_ms, _TIME),
+        _card("99th percentile", "ms", base.p99_ms, one.p99_ms, _TIME),
+        _card("samples per second", "", base.throughput, one.throughput, _MORE),
+        _card("peak memory", "MB", base.peak_bytes, one.peak_bytes, _SIZE, scale=1e-6),
+        _card("weights", "MB", base.weight_bytes, one.weight_bytes, _SIZE, scale=1e-6),
         _drop_card(row, results),
     ]
     about = f"{row.number}: {one.label}, against the float32 model as it came"
     return _section("What was chosen", f'<div class="cards">{"".join(cards)}</div>', about)
 
 
-def _card(
-    name: str, unit: str, before: Any, after: Any, *, larger: bool = False, scale: float = 1.0
-) -> str:
+def _card(name: str, unit: str, before: Any, after: Any, words: str, *, scale: float = 1.0) -> str:
+    """Return a card of a figure; words: for better and for worse ("faster slower")."""
     old, new = finite(before), finite(after)
     shown = number(new * scale) if new is not None else _summary.NONE
     factor, bar = "", ""
     if old and new:
-        gain = new / old if larger else old / new
-        word = "x more" if larger else "x less"
-        word = word if gain >= 1 else "x less" if larger else "x more"
+        gain = new / old if words == _MORE else old / new
         state = "better" if gain > 1.005 else "worse" if gain < 0.995 else ""
-        times = number(max(gain, 1 / gain))
-        factor = f'<span class="{state}">{times}{word}</span>' if state else "<span>the same</span>"
+        word = words.split()[gain < 1]
+        times = _summary.times(max(gain, 1 / gain))
+        factor = (
+            f'<span class="{state}">{times} {word}</span>' if state else "<span>the same</span>"
+        )
         longest = max(old, new)
         bar = (
             f'<div class="bar base"><i style="width:{100 * old / longest:.1f}%"></i></div>'
@@ -192,7 +194,7 @@ def _pareto(results: Results) -> str:
     rows = _summary.rows(results)
     legend = "".join(
         f"<li><b>{row.number}</b> {escape(row.measurement.label)}"
-        f"{' (' + escape(row.mark.rstrip(' *')) + ')' if row.mark.rstrip(' *') else ''}</li>"
+        f"{f' ({escape(row.word)})' if row.word else ''}</li>"
         for row in rows
         if row.front or row.chosen or row.baseline
     )
@@ -212,35 +214,37 @@ def _pareto(results: Results) -> str:
 
 
 def _candidates(results: Results) -> str:
-    header = [
-        *("#", "", "candidate", "p50 ms", "p99 ms", "MAD ms", "samples/s", "peak MB"),
-        *("weight MB", "compile s", "first call ms", "bound ms"),
-        *(_summary.shortened(results.metric, 30), "drop", "cosine", "speed-up"),
+    header = ["#", "", "candidate", "speed-up"]
+    extra = ["smaller"] if results.objective == "memory" else []
+    header += [
+        *(*extra, "p50 ms", "p99 ms", "MAD ms", "samples/s", "drop"),
+        *(_summary.shortened(results.metric, 24), "cosine", "peak MB", "weight MB"),
+        *("compile s", "first call ms", "bound ms"),
     ]
-    extra = "smaller" if results.objective == "memory" else ""
-    header += [extra] if extra else []
     found = _summary.measured(results)
     body: list[list[Cell]] = []
     classes = []
     for row in found:
         one = row.measurement
         label = escape(one.label)
+        if one.reason:
+            label += f"<div class=reason>{escape(one.reason)}</div>"
         if one.notes:
             notes = "".join(f"<li>{escape(note)}</li>" for note in one.notes)
             label += f"<details><summary>notes</summary><ul>{notes}</ul></details>"
-        cells: list[Cell] = [
+        gains = [row.speedup, row.gain] if extra else [row.speedup]
+        body.append([
             _num(row.number, lambda value: f"{value:g}"),
             escape(row.mark),
             label,
+            *(_num(value, _summary.times) for value in gains),
             *map(_num, (one.p50_ms, one.p99_ms, one.spread_ms, one.throughput)),
+            _drop_cell(row, results),
+            _num(one.metric, lambda value: number(value, 4)),
+            _num(one.similarity.get("cosine"), lambda value: number(value, 6)),
             *(_num(value, _summary.megabytes) for value in (one.peak_bytes, one.weight_bytes)),
             *map(_num, (one.compile_s, one.first_call_ms, one.bound_ms)),
-            _num(one.metric, lambda value: number(value, 4)),
-            _drop_cell(row, results),
-            _num(one.similarity.get("cosine"), lambda value: number(value, 6)),
-            _num(row.speedup, _summary.times),
-        ]
-        body.append([*cells, _num(row.gain, _summary.times)] if extra else cells)
+        ])  # fmt: skip
         classes.append("chosen" if row.chosen else "base" if row.baseline else "")
     about = (
         "Best first. * is on the Pareto front. MAD: median distance from the median. "
@@ -279,8 +283,13 @@ def _rejected(results: Results) -> str:
         for reason, members in _summary.grouped(found)
     ]
     short = f'<ul class="legend">{"".join(lines)}</ul>' if len(found) > 12 else ""
-    about = f"{len(found)} of {len(results.measurements)} candidates."
-    return _section("Not taken", short + _table(header, body, texts=5, long=(3, 4)), about)
+    about = (
+        f"{len(found)} of {len(results.measurements)} candidates. Those in the table above were "
+        "measured; the others were not, or not to the end."
+    )
+    return _section(
+        "Rejected, or not allowed", short + _table(header, body, texts=5, long=(3, 4)), about
+    )
 
 
 def _distribution(results: Results) -> str:
@@ -310,7 +319,7 @@ def _layers(results: Results) -> str:
         body.append([
             escape(each.name),
             escape(each.precision),
-            _num(each.parameters, lambda value: f"{value:g}"),
+            _num(each.parameters, _summary.count),
             _num(finite(each.flops) and each.flops / 1e6),
             _num(each.sensitivity),
             _num(each.time_ms),
@@ -324,7 +333,8 @@ def _layers(results: Results) -> str:
     about = (
         "Of the chosen arrangement. Sensitivity: divergence of the outputs with this group alone "
         "at the lower precision. Time: its products alone, one by one, so fusion is not in it. "
-        "Roofline: what this device's measured peaks allow."
+        "Roofline: what this device's measured peaks allow. In the second picture names are "
+        "without the parts that all have."
     )
     return _section("Layers", figures + _table(header, body, texts=2, long=(0,)), about)
 
@@ -346,6 +356,25 @@ def _spent(results: Results) -> str:
     ]
     table = _table(("stage", "s", "share", ""), body)
     return _section("Where the search spent its time", table, f"{number(total)} s altogether.")
+
+
+def _device(data: Mapping[str, Any]) -> str:
+    """Return what was measured of the device: in words if it is a DeviceProfile."""
+    about = "Measured before the search, with small programs; lower bounds rest on it."
+    try:
+        known = DeviceProfile.from_json(data)
+        lines = [f"<li>{escape(line)}</li>" for line in known.describe()]
+        body: list[list[Cell]] = [
+            [escape(kind), escape(dtype), escape(shape), _num(finite(rate) and rate / 1e9)]
+            for kind, dtypes in known.rates.items()
+            for dtype, shapes in dtypes.items()
+            for shape, rate in shapes.items()
+        ]
+    except (TypeError, ValueError, AttributeError, LookupError):
+        return _facts("Device", about, data)
+    table = _table(("product", "dtype or level", "shape", "GFLOP/s"), body, texts=3)
+    more = f"<details><summary>All rates</summary>{table}</details>" if body else ""
+    return _section("Device", f"<ul>{''.join(lines)}</ul>{more}", about)
 
 
 def _facts(title: str, about: str, data: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def pareto_figure(results: Results) -> Figure | None:
     for place, (x, y) in points.items():
         row = found[place]
         colour, size, marker = _look(row)
-        hollow = not row.chosen and not row.baseline and row.measurement.status != "measured"
+        hollow = not (row.chosen or row.baseline or row.taken)
         axes.scatter(
             [x], [y], s=size, marker=marker, zorder=4 if row.chosen else 3,
             facecolors=COLOURS["paper"] if hollow else colour,
@@ -127,7 +127,7 @@ def _look(row: Row) -> tuple[str, float, str]:
         return COLOURS["base"], 48, "s"
     if row.front:
         return COLOURS["front"], 34, "o"
-    return COLOURS["bad" if row.measurement.status != "measured" else "point"], 22, "o"
+    return COLOURS["point" if row.taken else "bad"], 22, "o"
 
 
 def _pareto_labels(
@@ -269,7 +269,7 @@ def distribution_figure(results: Results) -> Figure | None:
         axes.plot([far], [y], marker="|", markersize=12, color=COLOURS["bad"], zorder=4)
         axes.annotate(
             f"{row.number}  {_summary.shortened(row.measurement.label, 70)}"
-            f"{' – ' + row.mark.rstrip(' *') if row.mark.rstrip(' *') else ''}",
+            f"{f' – {row.word}' if row.word else ''}",
             (0, y + 0.3), xycoords=("axes fraction", "data"), xytext=(4, 1),
             textcoords="offset points", va="bottom", color=colour, fontsize=8.5,
         )  # fmt: skip
@@ -312,14 +312,16 @@ def layers_figure(results: Results) -> Figure | None:
     for place, each in zip(places, found, strict=True):
         time = finite(each.time_ms) or 0.0
         left.barh(place, time, height=0.72, color=colours[each.precision])
-        share = f"  {_summary.percent(each.time_share)}" if finite(each.time_share) else ""
         left.annotate(
-            share, (time, place), va="center", fontsize=7.5, color=COLOURS["muted"]
+            _summary.percent(each.time_share), (time, place), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=7.5, color=COLOURS["muted"],
         )  # fmt: skip
         achieved = finite(each.achieved)
         if achieved is None:
-            right.annotate(" not measured", (0, place), va="center", fontsize=7.5,
-                           color=COLOURS["muted"])  # fmt: skip
+            right.annotate(
+                "not measured", (0, place), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=7.5, color=COLOURS["muted"],
+            )  # fmt: skip
             continue
         right.barh(place, 100, height=0.72, color=COLOURS["line"])
         right.barh(place, 100 * min(1.0, achieved), height=0.72, color=colours[each.precision])

@@ -153,7 +153,8 @@ def _rejected(results: Results) -> Iterator[RenderableType]:
     if not found:
         return
     yield Text("")
-    yield Text(f"not taken ({len(found)} of {len(results.measurements)})", style="bold")
+    title = f"rejected, or not allowed ({len(found)} of {len(results.measurements)})"
+    yield Text(title, style="bold")
     made = _table(("#", True), ("stage", False), ("candidate", False), ("why", False))
     for reason, members in summary.grouped(found):
         names = [summary.plain(row.measurement.label) for row in members]
@@ -177,7 +178,7 @@ def _layers(results: Results, width: int) -> Iterator[RenderableType]:
     level = next((each.sensitivity_level for each in results.layers if each.sensitivity_level), "")
     every: list[Column] = [
         ("precision", 100, lambda each: summary.plain(each.precision)),
-        ("parameters", 30, lambda each: str(each.parameters)),
+        ("parameters", 30, lambda each: summary.count(each.parameters)),
         ("MFLOP", 40, lambda each: number(each.flops / 1e6)),
         (f"sensitivity ({level})" if level else "sensitivity", 80, lambda e: number(e.sensitivity)),
         ("ms", 70, lambda each: number(each.time_ms)),
@@ -213,9 +214,8 @@ def _rest(results: Results) -> Iterator[RenderableType]:
         yield Text(f"spent: {summary.plain(spent)}", style="dim")
     style = "bold green" if summary.won(results) else "bold yellow"
     yield Text(summary.plain(summary.sentence(results)), style=style)
-    if results.chosen is None:
-        for line in summary.reachable(results):
-            yield Text(f"  best reachable: {summary.plain(line)}")
+    for line in summary.reasons(results):
+        yield Text(f"  {summary.plain(line)}")
 
 
 def _table(*columns: tuple[str, bool]) -> Any:
