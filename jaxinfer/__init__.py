@@ -11,6 +11,7 @@ Importing this imports no torch and touches no device.
 
 import jaxinfer.rules  # noqa: F401  (registers the rules of array types)
 from jaxinfer._version import __version__ as __version__
+from jaxinfer.api import apply_recipe as apply_recipe
 from jaxinfer.api import export as export
 from jaxinfer.api import from_flax as from_flax
 from jaxinfer.api import from_function as from_function
@@ -21,6 +22,8 @@ from jaxinfer.api import load as load
 from jaxinfer.api import load_calibration as load_calibration
 from jaxinfer.api import load_executable as load_executable
 from jaxinfer.api import load_export as load_export
+from jaxinfer.api import load_tuned as load_tuned
+from jaxinfer.api import optimize as optimize
 from jaxinfer.api import pipeline as pipeline
 from jaxinfer.api import save as save
 from jaxinfer.api import save_calibration as save_calibration
@@ -45,6 +48,7 @@ from jaxinfer.sharding.mesh import make_mesh as make_mesh
 from jaxinfer.sharding.partition import partition as partition
 from jaxinfer.sharding.plan import ShardingPlan as ShardingPlan
 from jaxinfer.transforms._calibrate import calibrate as calibrate
+from jaxinfer.transforms.arrange import arrange as arrange
 from jaxinfer.transforms.cast import Policy as Policy
 from jaxinfer.transforms.cast import cast as cast
 from jaxinfer.transforms.fold import fold as fold
@@ -54,3 +58,5 @@ from jaxinfer.transforms.prune import prune as prune
 from jaxinfer.transforms.prune import with_sparsity as with_sparsity
 from jaxinfer.transforms.quantize import quantize as quantize
 from jaxinfer.transforms.recover import recover as recover
+from jaxinfer.tune.budget import Budget as Budget
+from jaxinfer.tune.space import Space as Space

@@ -11,6 +11,8 @@ from jaxinfer.core.program import FunctionProgram, find_entry_point, signature_o
 
 if TYPE_CHECKING:
     from jaxinfer.compile.executable import Executable
+    from jaxinfer.tune.plan import Plan
+    from jaxinfer.tune.tuned import TunedModel
     from jaxinfer.core.frontend import Progress
 
 
@@ -343,3 +345,55 @@ def load_calibration(path: Any) -> dict[str, Any]:
     from jaxinfer.io.calibration import load_calibration as read
 
     return read(path)
+
+
+def optimize(model: Model, data: Any, **settings: Any) -> Plan:
+    """Find the fastest arrangement of a model that is accurate enough.
+
+    Args:
+      model: of one function, with known inputs.
+      data: an iterable of batches; half of the samples calibrate, the others judge. What a batch
+        holds beyond the inputs (labels) goes to the metric.
+      settings: ``objective``, ``metric``, ``max_drop``, ``drop``, ``constraints``, ``budget``,
+        ``space``, ``seed``, ``cache``, ``resume``, ``progress``; see
+        ``jaxinfer.tune.optimize.optimize``.
+
+    Returns:
+      A Plan: ``plan.model``, ``plan.recipe``, ``plan.table()``, ``plan.report(path)``.
+
+    Example::
+
+        plan = ji.optimize(model, batches, metric=accuracy, max_drop=0.005)
+        print(plan.table())
+        fast = plan.model
+    """
+    from jaxinfer.tune.optimize import optimize as search
+
+    return search(model, data, **settings)
+
+
+def apply_recipe(recipe: Any, model: Model, data: Any = None, **settings: Any) -> TunedModel:
+    """Make a model again as a recipe says, without a search; see ``jaxinfer.tune.tuned``.
+
+    Args:
+      recipe: a Recipe, its file, or a directory with a ``recipe.json``.
+      model: the model as it came.
+      data: batches, for recipes with calibrated levels, and to compare with the model as it came.
+      settings: ``metric``, ``check``.
+    """
+    from jaxinfer.tune.tuned import apply_recipe as apply
+
+    return apply(recipe, model, data, **settings)
+
+
+def load_tuned(path: Any, data: Any = None, *, verify: bool = True) -> TunedModel:
+    """Read a tuned model that was saved, and compile it as its recipe says.
+
+    Args:
+      path: a directory of ``TunedModel.save`` or ``jaxinfer optimize``.
+      data: batches, needed for int8 of OpenVINO alone.
+      verify: as for ``load``.
+    """
+    from jaxinfer.tune.tuned import load_tuned as read
+
+    return read(path, data, verify=verify)

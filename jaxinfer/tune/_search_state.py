@@ -47,6 +47,10 @@ class Engine(Protocol):
         """Time in turn; returns milliseconds of each call by the candidate's key."""
         ...
 
+    def learn(self, run_s: float) -> None:
+        """Hear how long judging the baseline on all data took."""
+        ...
+
     def bound(self, candidate: Candidate) -> float | None:
         """Return milliseconds that no call of it can beat here."""
         ...
@@ -177,10 +181,13 @@ class State:
 
     def _judge(self, candidate: Candidate, full: bool) -> bool:
         what = [candidate.to_json(), full]
-        score = self.journal.do("judge", what, lambda: self.engine.judge(candidate, full))
+        score = dict(self.journal.do("judge", what, lambda: self.engine.judge(candidate, full)))
         if "failed" in score:
             self._put(candidate, status=FAILED, reason=score["failed"])
             return False
+        run_s = score.pop("run_s", 0.0)
+        if candidate == self.base:
+            self.engine.learn(run_s)
         reason = ""
         if not math.isfinite(score["drop"]):
             self._reject(candidate, "its outputs are not finite", similarity=score["similarity"])

@@ -55,6 +55,7 @@ class Journal:
         self._context = json.dumps(context, sort_keys=True, default=str)
         self._clock, self._mark = clock, clock()
         self._known: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()
         if self.path is not None:
             self._open(self.path, resume)
 
@@ -83,6 +84,9 @@ class Journal:
         text = json.dumps([kind, arguments, self._context], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         known = self._known.get(key)
+        if key in self._asked and known is not None:
+            return known["value"]
+        self._asked.add(key)
         if known is not None:
             self.replayed += 1
             self.spent += known["seconds"]

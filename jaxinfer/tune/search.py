@@ -73,7 +73,7 @@ class Search(State):
 
     def _structure(self) -> dict[str, Candidate]:
         """Return the best float32 candidate of each back-end."""
-        tried = [self.base, *structures(self.space, self.engine.facts)]
+        tried = [self.base, *structures(self.space, self.engine.facts, self.base)]
         ready = [each for each in tried if self._prepare(each)]
         self._halving(ready)
         best: dict[str, Candidate] = {}
@@ -92,7 +92,7 @@ class Search(State):
 
     def _together(self, own: list[Candidate], fields: Sequence[str] = ()) -> list[Candidate]:
         """Add the product of those that beat the baseline, if there are several."""
-        fields = fields or ("fold", "attention", "layout", "unroll", "mesh", "prune")
+        fields = fields or ("fold", "attention", "layout", "unroll", "mesh", "prune", "buckets")
         base = self.found[self.base.key]
         winners = [
             each

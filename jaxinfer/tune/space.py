@@ -7,13 +7,16 @@ be asked for: pruning, float16 on CPUs (its range), four bits.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from jaxinfer.core.errors import InputError, listing
+from jaxinfer.compile.bucket import choose_buckets
+from jaxinfer.core.errors import InputError, MissingExtraError, listing
+from jaxinfer.core.symbols import is_name
 from jaxinfer.tune.candidate import ATTENTION, BACKENDS, LAYOUT, LEVELS, Candidate
 
 
@@ -28,7 +31,8 @@ class Space:
       attention, layout: other ways to compute attention and convolutions.
       unroll: whether loops over layers are tried unrolled.
       batch: samples in a call, to choose from (of the objective ``throughput``).
-      buckets: for dimensions whose size varies over the data: lists of sizes to choose from.
+      buckets: for dimensions whose size varies: lists of sizes to choose from, or a histogram
+        ``{size: count}``, for which lists are made (``ji.choose_buckets``).
       mesh: meshes (``"data=2"``), if there are several devices.
       sharding: strategies to try on a mesh.
       donate: whether inputs are donated where a result can take their memory.
@@ -50,7 +54,7 @@ class Space:
     layout: Sequence[str] | None = None
     unroll: bool = True
     batch: Sequence[int] | None = None
-    buckets: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
+    buckets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mesh: Sequence[str] | None = None
     sharding: Sequence[str] = ("auto",)
     donate: bool = True
@@ -127,8 +131,6 @@ def choices(space: Space, notes: list[str]) -> Choices:
             raise InputError(f"Space: the back-end openvino runs on CPUs, this is {platform}")
         if why := _openvino_missing():
             if space.backend is not None:
-                from jaxinfer.core.errors import MissingExtraError
-
                 raise MissingExtraError(why)
             backend = tuple(each for each in backend if each != "openvino")
             notes.append(f"the back-end openvino was not tried: {why}")
@@ -161,7 +163,7 @@ def choices(space: Space, notes: list[str]) -> Choices:
         layout=tuple(each for each in layout if each),
         unroll=space.unroll,
         batch=None if space.batch is None else tuple(space.batch),
-        buckets={name: tuple(map(tuple, each)) for name, each in space.buckets.items()},
+        buckets={name: _lists(each) for name, each in space.buckets.items()},
         mesh=tuple(mesh),
         sharding=tuple(space.sharding),
         donate=space.donate,
@@ -169,6 +171,13 @@ def choices(space: Space, notes: list[str]) -> Choices:
         backend=tuple(backend),
         prune=tuple(tuple(sorted(each.items())) for each in space.prune),
     )
+
+
+def _lists(given: Any) -> tuple[tuple[int, ...], ...]:
+    """Return lists of buckets; of a histogram those that pad least, 2, 4 and 8 of them."""
+    if isinstance(given, Mapping):
+        return tuple(dict.fromkeys(tuple(choose_buckets(given, n)) for n in (2, *BUCKETS)))
+    return tuple(map(tuple, given))
 
 
 def _meshes(devices: int, platform: str) -> tuple[str, ...]:
@@ -207,19 +216,19 @@ def _known_options(
     return tuple(known)
 
 
-def structures(found: Choices, facts: Mapping[str, Any]) -> list[Candidate]:
-    """Return the arrangements of float32 to try, each one step away from the model as it is.
+def structures(found: Choices, facts: Mapping[str, Any], base: Candidate) -> list[Candidate]:
+    """Return the arrangements of float32 to try, each one step away from the baseline.
 
     Args:
       found: the space.
       facts: what the model has: ``convolutions``, ``attention``, ``scans`` (true or false).
+      base: the baseline.
     """
-    base = Candidate()
-    made = [Candidate(fold=True)] if found["fold"] else []
+    made = [base.replace(fold=True)] if found["fold"] else []
     for backend in found["backend"]:
         if backend != "xla":
-            made.append(Candidate(backend=backend))
-            made += [Candidate(backend=backend, fold=True)] if found["fold"] else []
+            made.append(base.replace(backend=backend))
+            made += [base.replace(backend=backend, fold=True)] if found["fold"] else []
     if facts.get("attention", True):
         made += [base.replace(attention=each) for each in found["attention"]]
     if facts.get("convolutions", True):
@@ -228,5 +237,84 @@ def structures(found: Choices, facts: Mapping[str, Any]) -> list[Candidate]:
         made.append(base.replace(unroll=True))
     for mesh in found["mesh"]:
         made += [base.replace(mesh=mesh, sharding=each) for each in found["sharding"]]
+    for buckets in found["bucketings"]:
+        made.append(base.replace(buckets=buckets))
     made += [base.replace(prune=each) for each in found["prune"]]
-    return made
+    return [each for each in made if each != base]
+
+
+EXACT_BUCKETS = 12  # sizes that the baseline is compiled for one by one
+BUCKETS = (4, 8)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def base_of(found: Choices, data: Any, model: Any, objective: Any) -> tuple[Candidate, Choices]:
+    """Return the baseline, and the space with what depends on the data.
+
+    Calls of several shapes are padded to buckets. The baseline has one for every size that occurs
+    (powers of two, if they are many): what ``jit`` would compile.
+
+    Args:
+      found: the space.
+      data: the Dataset that judges.
+      model: the model.
+      objective: its name or function.
+
+    Raises:
+      InputError: calls of several shapes of a model whose sizes have no names.
+    """
+    found = Choices(found)
+    sizes = _varying(data, model)
+    exact, bucketings = [], []
+    for name, occur in sizes.items():
+        own = sorted(occur)
+        if len(own) > EXACT_BUCKETS:
+            own = sorted({1 << (size - 1).bit_length() for size in own})
+        exact.append((name, tuple(own)))
+    if sizes:
+        for count in BUCKETS:
+            made = tuple(
+                (name, tuple(choose_buckets(occur, count))) for name, occur in sizes.items()
+            )
+            if made != tuple(exact) and made not in bucketings:
+                bucketings.append(made)
+    for name, lists in found["buckets"].items():
+        others = tuple(pair for pair in exact if pair[0] != name)
+        for each in lists:
+            bucketings.append((*others, (name, tuple(each))))
+    found["bucketings"] = tuple(tuple(sorted(each)) for each in bucketings)
+    if found["batch"] is None:
+        found["batch"] = ()
+        if objective == "throughput" and data.sampled and data.uniform and not data.fixed:
+            low, high = data.low, data.high
+            found["batch"] = tuple(n for n in BATCHES if n >= low and (high is None or n <= high))
+    elif found["batch"] and not (data.sampled and data.uniform):
+        raise InputError("Space: batch: calls of these data cannot be regrouped or differ in shape")
+    return Candidate(buckets=tuple(sorted(exact))), found
+
+
+def _varying(data: Any, model: Any) -> dict[str, dict[int, int]]:
+    """Return how often each size of a dimension occurs, for those that differ between calls."""
+    specs = [spec for spec in model.inputs if spec.is_array]
+    counts: dict[str, dict[int, int]] = {}
+    nameless = []
+    for place, spec in enumerate(specs):
+        shapes = [call.arrays[place].shape for call in data.calls]
+        if len({len(shape) for shape in shapes}) != 1:
+            nameless.append(f"{spec}: ranks differ between the calls")
+            continue
+        for axis in range(len(shapes[0])):
+            occur = collections.Counter(shape[axis] for shape in shapes)
+            if len(occur) < 2:
+                continue
+            name = spec.shape[axis] if axis < len(spec.shape) else None
+            if isinstance(name, str) and is_name(name):
+                counts[name] = dict(occur)
+            else:
+                nameless.append(
+                    f"{spec}: axis {axis} has sizes {', '.join(map(str, sorted(occur)))}"
+                )
+    if nameless:
+        advice = "Pad the data to one shape, or convert the model with names for these sizes."
+        raise InputError(listing("optimize: calls of several shapes:", nameless, advice))
+    return counts

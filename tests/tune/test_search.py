@@ -17,7 +17,7 @@ from tests.tune.fake_engine import GROUPS, FakeEngine
 SPACE = {
     "fold": True, "precision": ("bf16", "W8A8"), "groups": True, "attention": ("whole",),
     "layout": (), "unroll": True, "batch": None, "buckets": {}, "mesh": (), "sharding": ("auto",),
-    "donate": True, "options": (), "backend": ("xla",), "prune": (),
+    "donate": True, "options": (), "backend": ("xla",), "prune": (), "bucketings": (),
 }  # fmt: skip
 
 
