@@ -134,14 +134,20 @@ def read_npz(
     extras = {name: archive[name] for name in archive if name not in names.values()}
     size = batch or _usual_batch(model)
     empty = Dataset(model.signature, (), False)
+    exact = model.program.fixed and all(
+        isinstance(spec.shape[0], int) for spec in specs if spec.shape
+    )
 
     def cut(start: int) -> dict[str, Any]:
-        rows = slice(start, start + size)
+        rows: Any = slice(start, start + size)
+        if exact and start + size > count:  # the model takes no fewer: some are there again
+            rows = start + np.arange(size) % (count - start)
         inputs = [arrays[s.path][rows] if s.path in counts else arrays[s.path] for s in specs]
         more = {n: a[rows] if a.ndim and len(a) == count else a for n, a in extras.items()}
         return {**more, **empty.arguments(inputs)}
 
-    return read(model, [cut(start) for start in range(0, count, size)], check=check)
+    dataset = read(model, [cut(start) for start in range(0, count, size)], check=check)
+    return dataset.take(count) if dataset.sampled else dataset
 
 
 def split(dataset: Dataset, seed: int = 0, calibration: float = 0.5) -> tuple[Dataset, Dataset]:
