@@ -84,9 +84,8 @@ class Bench:
             made = kernels.matvec(4096, rows, dtype)
             self._add("matvec", dtype, (1, 4096, rows), 8192 * rows, width * 4096 * rows, made)
         for level in LEVELS:
-            shape = SHAPES[0]
-            self._add("levels", level, shape, 2 * math.prod(shape), 0,
-                      kernels.quantized(*shape, level))  # fmt: skip
+            shape, made = SHAPES[0], kernels.quantized(*SHAPES[0], level)
+            self._add("levels", level, shape, 2 * math.prod(shape), 0, made)
         count = 2 ** (27 if accelerator else 24)
         self._add("copy", "float32", (count,), 0, 8 * count, kernels.copy(count))
         self._add("sum", "float32", (count,), 0, 4 * count, kernels.total(count))

@@ -12,7 +12,7 @@ from jaxinfer.transforms.schemes import scheme_of
 from jaxinfer.tune.candidate import CASTS, LEVELS, Candidate
 from jaxinfer.tune.groups import Group
 
-_DTYPES = dict(zip(CASTS, ("bfloat16", "float16"), strict=True))
+_DTYPES: dict[str, str] = dict(zip(CASTS, ("bfloat16", "float16"), strict=True))
 
 
 class Level(NamedTuple):

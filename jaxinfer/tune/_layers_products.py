@@ -160,7 +160,7 @@ def _named(value: Any, dtype: str) -> Any:
 
 def _struct(value: Any) -> jax.ShapeDtypeStruct:
     value = value if hasattr(value, "dtype") else jnp.asarray(value)
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return jax.ShapeDtypeStruct(value.shape, value.dtype)
     return jax.ShapeDtypeStruct(value.shape, dtypes.canonical(np.dtype(value.dtype).name))
 

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 
 from jaxinfer.tune._device_cache import cache_bytes
 from jaxinfer.tune._device_measure import Bench, openvino_rates
@@ -160,5 +160,5 @@ def profile(seconds: float = 2.0) -> DeviceProfile:
         load=load,
         seconds=round(time.perf_counter() - done, 3),
         compile_s=round(ready - start, 3),
-        versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        versions={"jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     )
