@@ -236,7 +236,7 @@ class _Sums:
             self.rows += w.size
             return
         g, w = _wide(g), _wide(w)
-        if w.ndim and w.shape[-1] > 1 and not np.iscomplexobj(w):
+        if w.ndim > sampled and w.shape[-1] > 1 and not np.iscomplexobj(w):
             self._add_rows(g.reshape(-1, w.shape[-1]), w.reshape(-1, w.shape[-1]))
         rows = len(w) if sampled and w.ndim else 1
         g, w = g.reshape(rows, -1), w.reshape(rows, -1)
