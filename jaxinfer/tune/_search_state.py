@@ -55,6 +55,10 @@ class Engine(Protocol):
         """Return milliseconds that no call of it can beat here."""
         ...
 
+    def same(self, candidate: Candidate) -> bool:
+        """Whether a candidate's program is the baseline's, so that it need not be tried."""
+        ...
+
     def sensitivities(self, level: str) -> dict[str, float]:
         """Return the divergence of each group alone at a level."""
         ...
@@ -158,6 +162,11 @@ class State:
             if reason := self._bounded(candidate, bound):
                 self._reject(candidate, reason, bound_ms=bound)
                 return False
+            if self._arranged(candidate) and self.journal.do(
+                "same", candidate.to_json(), lambda: self.engine.same(candidate)
+            ):
+                self._reject(candidate, "the same program as the baseline")
+                return False
             if reason := self._affordable(candidate):
                 self._reject(candidate, reason, bound_ms=bound)
                 return False
@@ -178,6 +187,11 @@ class State:
         kind = self._kind(candidate)
         self.cost_s[kind] = max(self.cost_s.get(kind, 0.0), spent)
         return score
+
+    def _arranged(self, candidate: Candidate) -> bool:
+        """Whether it differs from the baseline by what may change nothing in a model."""
+        plain = candidate.replace(attention="", layout="", unroll=False)
+        return plain == self.base != candidate
 
     def _judge(self, candidate: Candidate, full: bool) -> bool:
         what = [candidate.to_json(), full]

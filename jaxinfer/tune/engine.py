@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
 from jaxinfer.core.trace import trace
 from jaxinfer.tune.bounds import bound_ms
-from jaxinfer.tune.build import Built, build
+from jaxinfer.tune.build import Built, build, transformed
 from jaxinfer.tune.candidate import Candidate
 from jaxinfer.tune.data import Dataset, run_all
 from jaxinfer.tune.device import DeviceProfile
@@ -179,6 +180,22 @@ class ModelEngine:
         data = self.judging.rebatch(batch) if batch else self.judging
         found = bound_ms(self.model, candidate, self.groups, data.calls[0].arrays, self.device)
         return None if found is None else float(found)
+
+    def same(self, candidate: Candidate) -> bool:
+        """Whether a candidate computes what the model as it came does, equation by equation."""
+        try:
+            made = transformed(self.model, candidate, self.groups, None)
+        except _BUILD_ERRORS:
+            return False  # building it says why
+        return self._text(made) == self._text(self.model)
+
+    def _text(self, model: Model) -> str:
+        """Return a model's jaxpr at the data's shapes, without addresses."""
+        arrays = iter(self.judging.calls[0].arrays)
+        example = [next(arrays) if spec.is_array else spec.value for spec in model.inputs]
+        with x64_scope(x64_of(model.program)):
+            (traced,) = trace(model, example)
+        return re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
 
     def sensitivities(self, level: str) -> dict[str, float]:
         """Return the divergence of each group alone at a level, on the calibration data."""
