@@ -28,6 +28,8 @@ _COMMANDS = {
     "compile": "Compile ahead of time, for every bucket, into an executable directory.",
     "shard": "Show how a model is split over a mesh, and why.",
     "export": "Write a model as StableHLO, for other platforms.",
+    "optimize": "Find the fastest arrangement that is accurate enough.",
+    "bench": "Time a model against its peers, in turn, on the same inputs.",
     "launch": "Run a program in several processes on this machine.",
     "audit": "Show what each transform did to every parameter.",
     "doctor": "Check versions, devices and numerics of this installation.",
