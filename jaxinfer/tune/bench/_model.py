@@ -70,7 +70,7 @@ def bench_model(
     model = load(folder, abstract=True)
     require_one_function(model)
     start = origin(source, model.provenance)
-    own = {OWN: _own(folder), **_tuned(tuned)}
+    own = {OWN: _own(folder), **_tuned(tuned, data)}
     drawn = draw(model, list(batches), dict(sizes or {}), data, seed)
     with tempfile.TemporaryDirectory(prefix="jaxinfer-bench-") as scratch:
         settings = {
@@ -102,7 +102,7 @@ def _own(folder: Path) -> Side:
     return Side("jaxinfer.tune.bench._jaxinfer:open_model", settings)
 
 
-def _tuned(tuned: Any) -> dict[str, Side]:
+def _tuned(tuned: Any, data: Any) -> dict[str, Side]:
     """Return a side for each directory; several are told apart by their names."""
     if tuned is None:
         return {}
@@ -119,6 +119,7 @@ def _tuned(tuned: Any) -> dict[str, Side]:
         if name in sides:
             name = f"{TUNED}:{folder}"
         settings = {"model_dir": str(folder.absolute())}
+        settings |= {"data": os.path.abspath(data)} if data is not None else {}
         sides[name] = Side("jaxinfer.tune.bench._jaxinfer:open_tuned", settings)
     return sides
 

@@ -94,10 +94,10 @@ class Worker:
         self._result = self._prepared.run()
         called = time.perf_counter()
         write_arrays(Path(outputs), self._prepared.outputs(self._result))
-        known = self._prepared.compile_s
+        known, first = self._prepared.compile_s, self._prepared.first_call_ms
         return {
             "compile_s": compiled - started if known is None else known,
-            "first_call_ms": (called - compiled) * 1e3,
+            "first_call_ms": (called - compiled) * 1e3 if first is None else first,
             "notes": list(self._prepared.notes),
             "facts": dict(getattr(self._adapter, "facts", {})),
         }

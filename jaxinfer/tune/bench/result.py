@@ -13,6 +13,9 @@ MEASURED, FAILED, MISSING, SKIPPED = "measured", "failed", "missing", "skipped"
 WRONG = 1e-3
 """Largest error, as a share of the largest value, that a float32 side may have."""
 
+BUSY = 0.25
+"""Cores that other processes may use before a result says that the machine was busy."""
+
 HEADER = (
     *("batch", "side", "median ms", "MAD", "p99", "min", "samples/s", "x best peer"),
     *("error", "compile s", "first ms", "peak MB", "cores"),
@@ -222,6 +225,12 @@ class BenchResult:
                 ] = None
         for row in self.rows:
             found |= {f"{row.side}: {note}": None for note in row.notes}
+        busy = [row.others for row in self.rows if row.others is not None]
+        if busy and float(np.median(busy)) > BUSY:
+            found[
+                f"the machine was busy: other processes kept {np.median(busy):.1f} cores busy "
+                "meanwhile, so these times say little (OpenMP, which torch uses, suffers most)"
+            ] = None
         return [*found, *self.notes]
 
     def table(self) -> str:

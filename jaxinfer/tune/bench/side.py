@@ -47,12 +47,14 @@ class Prepared(NamedTuple):
       outputs: the results of a ``run`` as numpy arrays, flat, in the model's order.
       notes: fallbacks and the like.
       compile_s: seconds of what was needed to get here; None: the time of ``prepare`` is taken.
+      first_call_ms: of a first call within ``prepare``; None: there was none, and it is timed.
     """
 
     run: Callable[[], Any]
     outputs: Callable[[Any], Sequence[np.ndarray]]
     notes: Sequence[str] = ()
     compile_s: float | None = None
+    first_call_ms: float | None = None
 
 
 class Adapter(Protocol):
