@@ -5,13 +5,15 @@
 The first compilation is plain ``jax.jit``; its results are the reference. The second has other
 compiler options, so that other parts of XLA make its code: on CPUs no YNNPACK, no fusion emitters
 and LLVM at level 0; on GPUs no Triton and no autotuning. A compiler that gives wrong numbers (jax
-issue 39103: jaxlib 0.10.2 on CPUs) is then found before anything is measured against them. On
-jaxlib 0.10.1 two compilations of a network usually differ by 1e-7 to 1e-5.
+issue 39103: jaxlib 0.10.2 on CPUs) is then found before anything is measured against them. Usual is
+about 1e-6: measured on jaxlib 0.10.1 (CPU), ResNet-18 5.8e-7, MobileNetV3-small 8.8e-7,
+ConvNeXt-atto 8.6e-7, ViT-tiny 1.3e-6, with random weights and four batches of four images. The
+issue's program on jaxlib 0.10.2 gives 7.8e-3.
 
 On accelerators products of float32 are traced at the precision ``highest``: without it they would
 be rounded to TF32 or bfloat16 on the way, which is not a float32 reference.
 
-Limits: an error that both compilations make is not found, and the second runs some of the calls
+Limits: the options for GPUs and TPUs were not run on such devices. An error that both compilations make is not found, and the second runs some of the calls
 only (``GUARDED``). A model with half-precision parameters is its own reference, as it is.
 """
 
