@@ -13,8 +13,9 @@ issue's program on jaxlib 0.10.2 gives 7.8e-3.
 On accelerators products of float32 are traced at the precision ``highest``: without it they would
 be rounded to TF32 or bfloat16 on the way, which is not a float32 reference.
 
-Limits: the options for GPUs and TPUs were not run on such devices. An error that both compilations make is not found, and the second runs some of the calls
-only (``GUARDED``). A model with half-precision parameters is its own reference, as it is.
+Limits: an error that both compilations make is not found, and the second runs some of the calls
+only (``GUARDED``). The options for GPUs and TPUs were not run on such devices. A model with
+half-precision parameters is its own reference, as it is.
 """
 
 from __future__ import annotations
