@@ -31,6 +31,14 @@ def parts_of(level: str) -> tuple[str, str]:
     return cast, next((name for name in names if name in QUANTIZED), "")
 
 
+def hinted(candidate: Candidate) -> bool:
+    """Whether OpenVINO is to compute in bfloat16 of its own, from the float32 graph.
+
+    A cast graph it computes in float32 (2026.4 on a CPU with AVX512_BF16).
+    """
+    return candidate.backend == "openvino" and candidate.precision == "bf16"
+
+
 def require_possible(candidate: Candidate, groups: Sequence[Group], calibration: Any) -> None:
     """Raise InputError for what no model can be made of, all problems at once.
 
@@ -56,6 +64,8 @@ def require_possible(candidate: Candidate, groups: Sequence[Group], calibration:
         wrong = [level for level in levels if level not in _OPENVINO and not _both_fit(level)]
         if wrong:
             problems.append(f"backend openvino: does not run {', '.join(wrong)}")
+        if hinted(candidate) and candidate.groups:
+            problems.append("backend openvino: bf16 is of the whole model, not of groups")
         if candidate.mesh:
             problems.append(f"backend openvino: one device, got mesh {candidate.mesh!r}")
         if candidate.donate:

@@ -29,6 +29,7 @@ from jaxinfer.transforms.quantize import quantize
 from jaxinfer.tune._build_plan import (
     INT8,
     cast_settings,
+    hinted,
     levels_of,
     quantize_settings,
     require_possible,
@@ -83,7 +84,8 @@ def transformed(
       calibration: data for static activations.
 
     Returns:
-      A Model: the same one if nothing is asked for. int8 of OpenVINO changes nothing here. Pruned
+      A Model: the same one if nothing is asked for. int8 and bf16 of OpenVINO change nothing here:
+      they are its own. Pruned
       weights have their zeros written (``finalize``), compressed if ``prune`` has
       ``("compress", True)``. Cost: that of the transforms.
 
@@ -95,7 +97,7 @@ def transformed(
     if candidate.fold:
         made = fold()(made)
     levels = levels_of(made, candidate, groups)
-    settings = cast_settings(levels, candidate.precision)
+    settings = None if hinted(candidate) else cast_settings(levels, candidate.precision)
     if settings is not None:
         policy, rules = settings
         made = cast(policy, rules=rules)(made)
@@ -209,6 +211,8 @@ def _options(
     made: Model, candidate: Candidate, groups: Sequence[Group], calibration: Dataset | None
 ) -> dict[str, Any] | None:
     options = dict(candidate.options)
+    if hinted(candidate):
+        options["INFERENCE_PRECISION_HINT"] = "bf16"
     if candidate.precision == INT8:
         if calibration is None or not calibration.size:
             raise InputError("precision int8: needs calibration data, there are none")

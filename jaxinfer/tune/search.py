@@ -38,6 +38,7 @@ from jaxinfer.tune.results import pareto
 from jaxinfer.tune.space import structures
 
 FINALISTS = 4
+NEAR = 1.5  # compiler options are not tried on what is further behind
 
 
 class Search(State):
@@ -137,12 +138,13 @@ class Search(State):
         """Return candidates of a level that are fast and too inaccurate, fastest first."""
         made: list[Candidate] = []
         for level in self.space["precision"]:
-            backend = "openvino" if level == "int8" else "xla"
-            if backend in best:
-                made.append(best[backend].replace(precision=level))
-                if level == "int8":  # NNCF is quick on one of the two, and knows the other better
-                    other = best[backend].replace(precision=level, fold=not best[backend].fold)
-                    made += [other] if self.space["fold"] else []
+            if "xla" in best and level != "int8":
+                made.append(best["xla"].replace(precision=level))
+            if "openvino" in best and level in ("int8", "bf16"):
+                made.append(best["openvino"].replace(precision=level))
+                if self.space["fold"]:  # NNCF knows one of the two graphs better
+                    other = not best["openvino"].fold
+                    made.append(best["openvino"].replace(precision=level, fold=other))
         ready = [each for each in made if self._prepare(each)]
         rivals = [best[name] for name in dict.fromkeys(each.backend for each in ready)]
         self._halving([*rivals, *ready])
@@ -151,6 +153,7 @@ class Search(State):
             each
             for each in ready
             if self._timed(each) and not self._accurate(each)
+            and (each.backend, each.precision) != ("openvino", "bf16")  # of the whole model alone
             and (best_now is None or self._better(self.found[each.key], best_now))
         ]  # fmt: skip
         fast.sort(key=lambda each: self.objective.value(self.found[each.key]))
@@ -221,11 +224,15 @@ class Search(State):
     def _options(self) -> None:
         """Try compiler options and donation on the best candidate, then what won together."""
         best = self._best()
-        if best is None:
+        own = [each for each in self._candidates() if each.backend == "xla"]
+        start = self._first_best([each for each in own if self.allowed(self.found[each.key])])
+        if best is None or start is None:
             return
-        start = Candidate.from_json(best.candidate)
-        if start.backend != "xla":
-            self.notes.append(f"compiler options are XLA's: not tried with {start.backend}")
+        behind = self.objective.value(self.found[start.key]) / self.objective.value(best)
+        if behind > NEAR:
+            self.notes.append(
+                f"compiler options are XLA's, and its best is {behind:.1f} times behind: not tried"
+            )
             return
         made = [start.replace(options=(each,)) for each in self.space["options"]]
         names = tuple(self.engine.facts.get("donate", ()))
@@ -256,7 +263,7 @@ class Search(State):
         allowed = [i for i, each in enumerate(known) if self.allowed(each)]
         order = sorted(allowed, key=lambda i: self.objective.value(known[i]))[:FINALISTS]
         front = [i for i in pareto(known) if i in allowed][:FINALISTS]
-        chosen = list(dict.fromkeys([0, *order, *front]))[: FINALISTS + 2]
+        chosen = sorted(list(dict.fromkeys([0, *order, *front]))[: FINALISTS + 2])
         finalists = [Candidate.from_json(known[i].candidate) for i in chosen]
         if not self.engine.facts.get("judged_all", True):
             finalists = [each for each in finalists if self._judge(each, full=True)]
