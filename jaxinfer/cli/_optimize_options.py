@@ -1,4 +1,4 @@
-"""Options of ``optimize`` as text: percent, limits with units, what is allowed, a metric by name."""
+"""Options of ``optimize`` as text: percent, limits with units, allowances, a metric by name."""
 
 from __future__ import annotations
 

@@ -245,7 +245,9 @@ def _optimize(job: _Job) -> None:
     except UnmetError as error:
         written = _report(job, error.results, None)
         _show(job, error.results, {"out": None, "recipe": None, "reports": written})
-        click.echo(f"error: {error}", err=True)
+        # the table has said how near it came
+        shown = str(error) if job.as_json else str(error).splitlines()[0].rstrip(":")
+        click.echo(f"error: {shown}", err=True)
         click.echo(f"the journal is kept: --continue goes on from {job.journal}", err=True)
         raise click.exceptions.Exit(1) from error
     stages.seconds["search"] = round(time.perf_counter() - started, 3)
@@ -306,10 +308,12 @@ def _progress() -> Iterator[Callable[..., None]]:
     from jaxinfer.cli._console import plain
 
     console = Console(stderr=True, highlight=False)
+    first = "measuring the reference and the device"
     if not console.is_terminal:
+        console.print(f"{first} ...", markup=False)
         yield lambda *parts: console.print(plain(progress_text(*parts)), soft_wrap=True)
         return
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("measuring the reference and the device", total=None)
+        task = bar.add_task(first, total=None)
         yield lambda *parts: bar.update(task, description=str(plain(progress_text(*parts))))

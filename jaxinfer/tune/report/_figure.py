@@ -166,6 +166,7 @@ def place_labels(
     """
     made = axes.figure
     made.draw_without_rendering()  # pyright: ignore[reportAttributeAccessIssue]
+    made.set_layout_engine("none")  # pyright: ignore[reportAttributeAccessIssue]  # sizes stay
     to_pixels = axes.transData.transform
     frame = axes.get_window_extent()
     points = [tuple(to_pixels(each)) for each in obstacles]

@@ -56,7 +56,7 @@ th, td { padding: 5px 10px 5px 0; text-align: right; vertical-align: top; white-
   border-bottom: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; border-bottom-width: 2px; vertical-align: bottom; }
 th.text, td.text { text-align: left; }
-td.long { white-space: normal; overflow-wrap: anywhere; min-width: 200px; max-width: 460px; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 250px; max-width: 460px; }
 table.sorts th { cursor: pointer; }
 th[aria-sort=ascending]::after { content: " ▲"; }
 th[aria-sort=descending]::after { content: " ▼"; }

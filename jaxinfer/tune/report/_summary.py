@@ -170,7 +170,7 @@ def won(results: Results) -> bool:
 def sentence(results: Results) -> str:
     """Return the verdict; where the search gave none, one made from the numbers."""
     if results.verdict.strip():
-        return results.verdict.strip().splitlines()[0]
+        return results.verdict.strip().splitlines()[0].removeprefix("optimize: ")
     objective = objective_of(results)
     row = row_at(results, results.chosen)
     if row is None:

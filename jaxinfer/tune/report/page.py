@@ -216,10 +216,11 @@ def _pareto(results: Results) -> str:
 def _candidates(results: Results) -> str:
     header = ["#", "", "candidate", "speed-up"]
     extra = ["smaller"] if results.objective == "memory" else []
+    near = [] if results.metric == "cosine" else ["cosine"]
     header += [
         *(*extra, "p50 ms", "p99 ms", "MAD ms", "samples/s", "drop"),
-        *(_summary.shortened(results.metric, 24), "cosine", "peak MB", "weight MB"),
-        *("compile s", "first call ms", "bound ms"),
+        *(_summary.shortened(results.metric, 24), *near, "peak MB", "weight MB"),
+        *("compile s", "first call ms", "bound ms", "calls"),
     ]
     found = _summary.measured(results)
     body: list[list[Cell]] = []
@@ -240,15 +241,17 @@ def _candidates(results: Results) -> str:
             *(_num(value, _summary.times) for value in gains),
             *map(_num, (one.p50_ms, one.p99_ms, one.spread_ms, one.throughput)),
             _drop_cell(row, results),
-            _num(one.metric, lambda value: number(value, 4)),
-            _num(one.similarity.get("cosine"), lambda value: number(value, 6)),
+            _num(one.metric, lambda value: number(value, 4 if near else 6)),
+            *(_num(one.similarity.get(name), lambda value: number(value, 6)) for name in near),
             *(_num(value, _summary.megabytes) for value in (one.peak_bytes, one.weight_bytes)),
             *map(_num, (one.compile_s, one.first_call_ms, one.bound_ms)),
+            _num(len(one.times_ms), _summary.count),
         ])  # fmt: skip
         classes.append("chosen" if row.chosen else "base" if row.baseline else "")
     about = (
         "Best first. * is on the Pareto front. MAD: median distance from the median. "
-        "bound: no call can be faster on this device. A drop in red is more than allowed."
+        "bound: no call can be faster on this device. calls: how many were timed. A drop in red is "
+        "more than allowed."
     )
     return _section("Candidates", _table(header, body, classes=classes, texts=3, long=(2,)), about)
 

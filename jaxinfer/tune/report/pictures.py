@@ -268,8 +268,8 @@ def distribution_figure(results: Results) -> Figure | None:
         )
         axes.plot([far], [y], marker="|", markersize=12, color=COLOURS["bad"], zorder=4)
         axes.annotate(
-            f"{row.number}  {_summary.shortened(row.measurement.label, 70)}"
-            f"{f' – {row.word}' if row.word else ''}",
+            f"{row.number}  {_summary.shortened(row.measurement.label, 64)}"
+            f"{f' – {row.word}' if row.word else ''}, {len(times)} calls",
             (0, y + 0.3), xycoords=("axes fraction", "data"), xytext=(4, 1),
             textcoords="offset points", va="bottom", color=colour, fontsize=8.5,
         )  # fmt: skip
@@ -390,7 +390,10 @@ def sensitivity_figure(results: Results) -> Figure | None:
 def _level_legend(made: Figure, colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
+    handles = [
+        Patch(color=colour, label=_summary.shortened(name, 24)) for name, colour in colours.items()
+    ]
     made.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in colours.items()],
-        loc="outside upper left", ncols=6, frameon=False, fontsize=8.5, handlelength=1.2,
+        handles=handles, loc="outside upper left", ncols=6, frameon=False, fontsize=8.5,
+        handlelength=1.2,
     )  # fmt: skip
