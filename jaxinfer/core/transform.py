@@ -125,7 +125,7 @@ def _require_order(done: Sequence[str], stage: str) -> None:
         )
     later = [name for name in done if name != "arrange" and _rank(name) > _rank(stage)]
     if later and stage != "arrange":
-        order = ", ".join(name for name in STAGES if name != "arrange")
+        order = ", ".join(STAGES)
         raise InputError(
             f"{stage} after {later[-1]}: the legal order is {order}; fold may come before cast, "
             "and arrange anywhere"

@@ -14,12 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxinfer.compile.build import compile as compile_model
 from jaxinfer.compile.executable import Executable
+from jaxinfer.core import dtypes
+from jaxinfer.core._compat import x64_scope
 from jaxinfer.core.audit import Audit
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.core.model import Model
+from jaxinfer.core.program import x64_of
 from jaxinfer.core.symbols import is_name
 from jaxinfer.transforms.arrange import arrange
 from jaxinfer.transforms.cast import cast
@@ -193,9 +197,9 @@ def assemble(
         warm_up=False,
     )
     compile_s = time.perf_counter() - started
-    if arrays is None:
-        arrays = zeros(executable, dict(candidate.buckets))
-    first, second = (_timed_call(executable, arrays) for _ in range(2))
+    with x64_scope(x64_of(made.program)):
+        given = zeros(executable, dict(candidate.buckets)) if arrays is None else arrays
+        first, second = (_timed_call(executable, given) for _ in range(2))
     report = executable.report()
     held = [each.device_bytes for each in report.buckets]
     peak, weights = max(held, default=0), executable.nbytes
@@ -260,7 +264,7 @@ def zeros(executable: Executable, buckets: Mapping[str, Sequence[int]]) -> list[
     """Return inputs of zeros that fit an executable's smallest bucket."""
     sizes = {name: min(each) for name, each in buckets.items()}
     return [
-        jax.numpy.zeros([sizes.get(str(dim), dim) for dim in leaf.shape], leaf.dtype)
+        np.zeros([sizes.get(str(dim), dim) for dim in leaf.shape], dtypes.canonical(leaf.dtype))
         for leaf in executable._frame.leaves
     ]
 

@@ -250,8 +250,8 @@ def load_tuned(path: Any, data: Any = None, *, verify: bool = True) -> TunedMode
 
     Raises:
       ArtefactError: the directory or its recipe is damaged, or has no recipe.
-      InputError: no data where some are needed; a Python function saved at fixed sizes whose
-        recipe has buckets.
+      InputError: no data where some are needed; a Python function, saved as StableHLO at fixed
+        sizes, whose recipe has buckets or is for OpenVINO.
       MissingExtraError: the back-end is not installed.
     """
     if not (Path(path) / FILE).is_file():
@@ -259,11 +259,15 @@ def load_tuned(path: Any, data: Any = None, *, verify: bool = True) -> TunedMode
     model = load(path, verify=verify)
     recipe = Recipe.load(Path(path) / FILE)
     candidate, calibration = recipe.candidate, None
-    if candidate.buckets and isinstance(model.program, StableHLOProgram):
-        raise InputError(
-            f"load_tuned: {path} was saved from a Python function, at the fixed sizes of its "
-            "example inputs, and the recipe has buckets: apply_recipe(path, model) to the function"
-        )
+    if isinstance(model.program, StableHLOProgram):
+        why = "has buckets" if candidate.buckets else ""
+        why = "is for openvino, which cannot read it" if candidate.backend == "openvino" else why
+        if why:
+            raise InputError(
+                f"load_tuned: {path} was saved from a Python function, as StableHLO at fixed "
+                f"sizes, and the recipe {why}; give apply_recipe the function: "
+                "apply_recipe(path, model)"
+            )
     if candidate.precision == "int8":
         if data is None:
             raise InputError(

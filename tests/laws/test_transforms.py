@@ -128,6 +128,9 @@ def the_audit_has_every_parameter(name, kind, model):
         return
     audit, new, old = model.audit()[names[0]], leaves(model.params), leaves(before.params)
     constants = [entry for entry in audit if entry.path not in old]
+    if names == ("arrange",):  # has rows for equations that are about no parameter
+        assert all(entry.path.startswith("(") for entry in constants)
+        constants = []
     assert [entry.path for entry in audit][: len(old)] == list(old)
     assert all(entry.path.startswith("(constant ") for entry in constants)
     assert len(constants) in (0, len(PROGRAMS[name].constants))
@@ -462,7 +465,7 @@ def test_every_illegal_order_is_refused_and_names_the_legal_one():
     assert len(stages) >= 4
     for place, late in enumerate(stages):
         for early in stages[: place + 1]:
-            if (early, late) == ("cast", "fold"):
+            if (early, late) == ("cast", "fold") or (late == "arrange" != early):
                 chain(by_stage[late].make(), by_stage[early].make())  # either may come first
                 continue
             one, two = by_stage[late].make(), by_stage[early].make()

@@ -85,8 +85,9 @@ add("cast f32", "cast", lambda: cast("params=f32,compute=f32"))
 
 add("fold", "fold", fold, slope="original")
 
-add("arrange NCHW", "arrange", lambda: arrange(layout="NCHW"))
-add("arrange NHWC unrolled", "arrange", lambda: arrange(layout="NHWC", unroll=True))
+add("arrange NCHW", "arrange", lambda: arrange(layout="NCHW"), slope="original")
+unrolled = lambda: arrange(layout="NHWC", unroll=True)
+add("arrange NHWC unrolled", "arrange", unrolled, slope="original")
 
 MASKED: dict[str, Any] = {"kinds": "Masked", "of": "materialized"}
 add("prune", "prune", prune, **MASKED)
