@@ -29,32 +29,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxinfer.core.errors import InputError, JaxinferError, listing
+from jaxinfer.core.errors import InputError, listing
+from jaxinfer.tune._adaptive_points import Point as Point
+from jaxinfer.tune._adaptive_points import is_number, points_of, problems_of
 
 DEVIATIONS = 3.0
-
-
-class Point(NamedTuple):
-    """One arrangement, ready to run.
-
-    Attributes:
-      name: unique, for the record.
-      model: called with the inputs (a TunedModel, an Executable, any function).
-      p50_ms, p99_ms: of a call, in milliseconds.
-      batch: samples that a call takes.
-      drop: how much worse than the reference; lower is more accurate.
-      weight_bytes: of its parameters; None if unknown.
-      peak_bytes: that one call needs of a device; None if unknown: it fits no memory limit.
-    """
-
-    name: str
-    model: Callable[..., Any]
-    p50_ms: float
-    p99_ms: float
-    batch: int = 1
-    drop: float = 0.0
-    weight_bytes: int | None = None
-    peak_bytes: int | None = None
 
 
 class Record(NamedTuple):
@@ -206,7 +185,7 @@ class Adaptive:
         remember: int = 1000,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        problems = _problems(points)
+        problems = problems_of(points)
         if not 0 < alpha <= 1:
             problems.append(f"alpha: required above 0, at most 1, got {alpha!r}")
         if not 0 <= margin < 1:
@@ -258,7 +237,7 @@ class Adaptive:
         Raises:
           InputError: below 0, or no number.
         """
-        if not _number(queue_length) or queue_length < 0:
+        if not is_number(queue_length) or queue_length < 0:
             raise InputError(f"queue_length: required a number of 0 or more, got {queue_length!r}")
         with self._lock:
             self._queue = min(1.0, queue_length / self._full_queue)
@@ -395,114 +374,13 @@ class Adaptive:
             )
 
 
-def points_of(plan: Any, keep: int) -> tuple[list[Point], list[str]]:
-    """Build points of a plan's Pareto front, all of the batch of the plan's choice.
-
-    Args:
-      plan: has ``results`` (``Results``), ``front`` (places in ``results.measurements``, fastest
-        first) and ``candidate(place)``.
-      keep: how many: the fastest, the most accurate, and between them at equal steps.
-
-    Returns:
-      Points, fastest first; and why others were left out.
-
-    Raises:
-      InputError: nothing to choose from.
-    """
-    if not isinstance(keep, int) or keep < 1:
-        raise InputError(f"keep: required an integer of 1 or more, got {keep!r}")
-    results = plan.results
-    notes: list[str] = []
-    held = results.measurements
-    front = [i for i in plan.front if held[i].p50_ms is not None and held[i].drop is not None]
-    if not front:
-        raise InputError("Adaptive: this plan has no candidate that was measured and judged")
-    chosen = results.chosen if results.chosen is not None else front[-1]
-    batch = held[chosen].batch
-    same = [place for place in front if held[place].batch == batch]
-    notes += [
-        f"left out: {held[place].label}: takes batches of {held[place].batch}, not {batch}"
-        for place in front
-        if place not in same
-    ]
-    if not same:
-        same = [chosen]
-    picked = _spread(same, keep)
-    notes += [
-        f"left out: {held[place].label}: keep={keep}" for place in same if place not in picked
-    ]
-    points: list[Point] = []
-    for place in picked:
-        found = held[place]
-        try:
-            model = plan.candidate(place)
-        except JaxinferError as error:
-            notes.append(f"left out: {found.label}: {error}")
-            continue
-        name = (
-            found.label
-            if found.label not in {p.name for p in points}
-            else f"{found.label} #{place}"
-        )
-        points.append(
-            Point(
-                *(name, model, found.p50_ms, found.p99_ms, found.batch, found.drop),
-                *(found.weight_bytes, found.peak_bytes),
-            )
-        )
-    if not points:
-        raise InputError(listing("Adaptive: no candidate could be built:", notes))
-    return points, notes
-
-
-def _spread(places: Sequence[int], keep: int) -> list[int]:
-    """Return some places: both ends, and between them at equal steps.
-
-    >>> _spread([4, 7, 1, 9, 2], 3), _spread([4, 7], 3), _spread([4, 7], 1)
-    ([4, 1, 2], [4, 7], [7])
-    """
-    if len(places) <= keep:
-        return list(places)
-    if keep == 1:
-        return [places[-1]]
-    step = (len(places) - 1) / (keep - 1)
-    return [places[round(i * step)] for i in range(keep)]
-
-
-def _problems(points: Sequence[Point]) -> list[str]:
-    if not points:
-        return ["required at least one point"]
-    problems = []
-    names = [point.name for point in points]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"points that are there twice: {', '.join(doubled)}")
-    if len(batches := {point.batch for point in points}) > 1:
-        sizes = ", ".join(map(str, sorted(batches)))
-        problems.append(f"points take batches of {sizes}; a call must fit all of them")
-    for point in points:
-        times = (point.p50_ms, point.p99_ms)
-        if not all(_number(each) and each > 0 for each in times) or times[1] < times[0]:
-            problems.append(f"{point.name}: required 0 < p50_ms <= p99_ms, got {times}")
-        if not _number(point.drop):
-            problems.append(f"{point.name}: required a number for drop, got {point.drop!r}")
-        if not callable(point.model):
-            problems.append(f"{point.name}: its model cannot be called")
-    return problems
-
-
 def _check_limits(limits: Limits) -> None:
     problems = []
     allowed: Mapping[str, float] = {"deadline_ms": math.inf, "load": 1.0, "memory_bytes": math.inf}
     for name, high in allowed.items():
         value = getattr(limits, name)
-        if value is not None and not (_number(value) and 0 <= value <= high):
+        if value is not None and not (is_number(value) and 0 <= value <= high):
             upper = " to 1" if high == 1 else " or more"
             problems.append(f"{name}: required a number of 0{upper}, got {value!r}")
     if problems:
         raise InputError(listing("Adaptive:", problems))
-
-
-def _number(value: Any) -> bool:
-    return (
-        not isinstance(value, (bool, str)) and hasattr(value, "__float__") and math.isfinite(value)
-    )

@@ -74,7 +74,8 @@ class Judge:
     model returns, all samples along axis 0; ``batch`` a dict of all inputs by name and of the
     extras; numpy, half types as float32. Samples of different shapes cannot be put in one array:
     then it is called once for each group of equal shapes (for each call, where calls are not
-    sampled), and its values are averaged by samples. A loss is returned as ``-loss``.
+    sampled), and its values are averaged by samples. A loss is returned as ``-loss``. Cost: a copy
+    of the data for it, and four calls of it to begin with.
 
     Args:
       model: whose results they are.

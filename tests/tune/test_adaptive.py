@@ -9,7 +9,8 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.core.errors import InputError
-from jaxinfer.tune.adaptive import Adaptive, Point, _spread
+from jaxinfer.tune._adaptive_points import spread
+from jaxinfer.tune.adaptive import Adaptive, Point
 from jaxinfer.tune.measurement import Measurement
 
 
@@ -351,6 +352,6 @@ def test_candidates_that_cannot_be_built_are_left_out():
 def test_spread_keeps_the_ends():
     for count in range(1, 9):
         for keep in range(2, 9):
-            places = _spread(list(range(count)), keep)
+            places = spread(list(range(count)), keep)
             assert len(set(places)) == len(places) == min(count, keep)
             assert (places[0], places[-1]) == (0, count - 1)

@@ -172,6 +172,23 @@ def test_sixty_four_bits():
     assert found.agreement < 1e-15
 
 
+def test_products_on_accelerators_are_float32(monkeypatch):
+    model = network()
+    x = normal(4, 16)
+
+    def text():
+        with module._precise():
+            return str(jax.make_jaxpr(model.apply)(model.params, x))
+
+    assert "HIGHEST" not in text()
+    plain = reference(model, read(model, [x]))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "HIGHEST" in text()
+    found = reference(model, read(model, [x]))  # the options of a GPU, which a CPU ignores
+    np.testing.assert_allclose(found.outputs[0][0], plain.outputs[0][0], atol=1e-5)
+    assert "xla_gpu" in found.notes[0]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "want"),
     [
