@@ -74,7 +74,7 @@ pre { border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-siz
 button { font: inherit; padding: 3px 14px; border: 1px solid var(--line); border-radius: 6px;
   background: var(--paper); color: var(--ink); cursor: pointer; }
 @media print { main { max-width: none; padding: 0; } button { display: none; }
-  .scroll { overflow: visible; } table { font-size: 7pt; } th, td { padding-right: 5px; }
+  .scroll { overflow: visible; } table { font-size: 6.5pt; } th, td { padding-right: 5px; }
   td.long { min-width: 0; } pre { max-height: none; white-space: pre-wrap; }
   figure, .card, tr { break-inside: avoid; } h2 { break-after: avoid; }
   * { print-color-adjust: exact; } }

@@ -205,7 +205,7 @@ def _pareto(results: Results) -> str:
     about = (
         "Each point is a candidate, numbered as in the table. Left is faster, low is nearer to the "
         "reference; the drop is linear up to what is allowed and logarithmic above. The line is "
-        "the Pareto front; hollow points were not taken."
+        "the Pareto front; hollow points are not allowed."
     )
     if hidden:
         about += f" Not in the picture, for they were not timed or not judged: {hidden}."
@@ -301,7 +301,7 @@ def _distribution(results: Results) -> str:
         return ""
     about = (
         "Every single call of the leading candidates and of the baseline, after warming up. "
-        "The order in which they were measured was mixed."
+        "They were measured in turn, a few calls of each at a time."
     )
     return _section("Times of single calls", f"<figure>{picture}</figure>", about)
 
