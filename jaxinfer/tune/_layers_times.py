@@ -1,10 +1,14 @@
-"""The products of a model timed alone: each distinct one compiled and called once for all."""
+"""The products of a model timed alone: each distinct one is compiled once, then all take turns.
+
+A product is timed at all its levels in the same rounds, so that a busy machine is slow for all;
+the fastest call of each counts.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +30,10 @@ from jaxinfer.tune._layers_levels import Level, group_by_path, read_level
 from jaxinfer.tune._layers_products import Product, products_of
 from jaxinfer.tune.groups import Group
 
-EACH = 0.05
-"""Seconds that the calls of one product take, about."""
+COMPILING = 0.6
+"""Share of the seconds after which no compilation begins."""
+
+ROUNDS = 30
 
 
 class GroupTimes(NamedTuple):
@@ -56,11 +62,12 @@ def group_times(
       groups: of its layers.
       arrays: the inputs of one call, or their shapes.
       levels: for each group the levels to time it at.
-      seconds: no compilation begins after these; the largest products come first.
+      seconds: for compiling and timing; the largest products come first, and what is not reached
+        has no time. One compilation or round may go beyond.
 
-    Cost: a distinct product (shapes, dtypes, numbers) and level is compiled once, and called for
-    about 0.05 seconds. What is alone has its operands in the caches or not as chance has it, and
-    nothing fused to it: in the model it may be faster or slower.
+    Cost: a distinct product (shapes, dtypes, numbers) and level is compiled once. What is alone
+    has its operands in the caches or not as chance has it, and nothing fused to it: in the model
+    it may be faster or slower. Memory: the operands of all products that are timed.
     """
     of = group_by_path(groups)
     work: dict[Any, list[tuple[str, Product]]] = {}
@@ -68,31 +75,44 @@ def group_times(
         if product.path in of and product.flops and product.counted:
             work.setdefault(_key(product), []).append((of[product.path], product))
     order = sorted(work.values(), key=lambda uses: -sum(p.flops for _, p in uses))
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
+    calls: dict[tuple[int, str], _Call] = {}
+    late, failed = 0, []
+    for number, uses in enumerate(order):
+        for level in dict.fromkeys(level for name, _ in uses for level in levels.get(name, ())):
+            if time.perf_counter() - start > COMPILING * seconds:
+                late += 1
+                continue
+            try:
+                with x64_scope(x64_of(model.program)):
+                    calls[number, level] = _Call(uses[0][1], read_level(level))
+            except Exception as error:  # whatever a platform has to say about a dtype
+                text = str(error).strip().split("\n")[0][:120]
+                failed.append(f"{_text(uses[0][1])} at {level}: {type(error).__name__}: {text}")
+    _take_turns(list(calls.values()), start + seconds)
     ms: dict[str, dict[str, float | None]] = {
         group.name: dict.fromkeys(levels.get(group.name, ()), 0.0) for group in groups
     }
-    late, failed = 0, []
-    for uses in order:
-        for level in dict.fromkeys(level for name, _ in uses for level in levels.get(name, ())):
-            took: float | None = None
-            if time.perf_counter() >= end:
-                late += 1
-            else:
-                try:
-                    with x64_scope(x64_of(model.program)):
-                        took = _time(uses[0][1], read_level(level))
-                except Exception as error:  # whatever a platform has to say about a dtype
-                    text = str(error).strip().split("\n")[0][:120]
-                    failed.append(f"{_text(uses[0][1])} at {level}: {type(error).__name__}: {text}")
-            for name, product in uses:
-                if level in ms[name]:
-                    ms[name][level] = _sum(ms[name][level], took, product.times)
-    for group in groups:
-        if not any(group.name == name for uses in order for name, _ in uses):
-            ms[group.name] = dict.fromkeys(ms[group.name])  # gathered only: nothing to time
+    for number, uses in enumerate(order):
+        for name, product in uses:
+            for level, before in ms[name].items():
+                call = calls.get((number, level))
+                took = None if call is None else call.best * 1e3
+                ms[name][level] = _sum(before, took, product.times)
+    multiplied = {name for uses in order for name, _ in uses}
+    for name in ms.keys() - multiplied:
+        ms[name] = dict.fromkeys(ms[name])  # gathered only: there is nothing to time
     notes = [f"{late} products were not timed: {seconds:g} s were over"] if late else []
     return GroupTimes(ms, [*notes, *(f"not timed: {each}" for each in failed)])
+
+
+def _take_turns(calls: Sequence[_Call], end: float) -> None:
+    """Time calls in turn, three rounds at least, until the time is up."""
+    for turn in range(ROUNDS):
+        for call in calls:
+            call.time()
+            if turn > 2 and time.perf_counter() > end:
+                return
 
 
 def _sum(before: float | None, took: float | None, times: int) -> float | None:
@@ -111,8 +131,25 @@ def _text(product: Product) -> str:
     return f"{product.eqn.primitive.name} {shapes}"
 
 
-def _time(product: Product, level: Level) -> float:
-    """Return the milliseconds of one call, the fastest of several."""
+class _Call:
+    """A product at a level, compiled; ``best``: seconds of its fastest call."""
+
+    def __init__(self, product: Product, level: Level):
+        self.best = math.inf
+        fn, self.given = _function(product, level)
+        self.compiled = jax.jit(fn).lower(*self.given).compile()
+        jax.block_until_ready(self.compiled(*self.given))
+
+    def time(self) -> None:
+        """Call it twice; the first of them brings its operands to the caches."""
+        for _ in range(2):
+            start = time.perf_counter()
+            jax.block_until_ready(self.compiled(*self.given))
+            self.best = min(self.best, time.perf_counter() - start)
+
+
+def _function(product: Product, level: Level) -> tuple[Callable[..., Any], list[Any]]:
+    """Return a product at a level, as a model of that level computes it, and its arguments."""
     eqn, site = product.eqn, product.site
     assert site is not None
     given: list[Any] = [_random(var.aval, n) for n, var in enumerate(eqn.invars)]
@@ -134,15 +171,7 @@ def _time(product: Product, level: Level) -> float:
     def fn(*args: Any) -> Any:
         return Interpreter(array_rule).call(evaluate, *args) if level.scheme else evaluate(*args)
 
-    compiled = jax.jit(fn).lower(*given).compile()
-    jax.block_until_ready(compiled(*given))
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 100 and (len(times) < 3 or time.perf_counter() - began < EACH):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*given))
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.min(times))
+    return fn, given
 
 
 def _random(aval: Any, seed: int) -> Any:

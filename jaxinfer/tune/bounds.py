@@ -6,9 +6,10 @@
 
 A bound discards candidates, so it must be safe: the peaks are the highest rates that any product
 of that dtype reached in the micro-benchmark (convolutions may be faster than their FLOPs: cuDNN
-has Winograd's algorithm), and the margin is for what other shapes, turbo clocks and a busy
-machine have hidden. What may not run in a call is left out: branches, loops by data, elementwise
-arithmetic, rows of gathered tables, products that folding may compute once or join.
+has Winograd's algorithm), and the margin is for what other shapes and clocks have hidden: 1.3,
+and as many times that as the machine had more to do than cores when it was measured. What may
+not run in a call is left out: branches, loops by data, elementwise arithmetic, rows of gathered
+tables, products that folding may compute once or join.
 
 Source of the model: S. Williams, A. Waterman, D. Patterson, Roofline, 2009,
 https://doi.org/10.1145/1498765.1498785.
@@ -32,6 +33,11 @@ from jaxinfer.tune.groups import Group
 
 MARGIN = 1.3
 """How much faster than what was measured a device may be."""
+
+
+def margin(device: DeviceProfile) -> float:
+    """Return by how much the measured rates may be too low: more, if the machine was busy."""
+    return MARGIN * max(1.0, (device.load or 0.0) / device.cores)
 
 
 def bound_ms(
@@ -63,7 +69,7 @@ def bound_ms(
     memory = 0.0
     if device.bandwidth:
         moved = _bytes(model, candidate, groups, arrays) - device.cache_bytes
-        memory = max(0.0, moved) / (MARGIN * device.bandwidth)
+        memory = max(0.0, moved) / (margin(device) * device.bandwidth)
     return 1e3 * max(compute, memory) / _devices(candidate.mesh)
 
 
@@ -139,7 +145,7 @@ def _compute(
         rate = peak_of(dtype, candidate, device)
         if rate is None:
             return None
-        seconds += count / (MARGIN * rate)
+        seconds += count / (margin(device) * rate)
     return seconds
 
 

@@ -10,7 +10,7 @@ of the default device, of one process; on a busy machine they are too low, so ``
     matvec        one row: float32, bfloat16, int8 decoded before the product
     levels        [m, k] x [k, n] with quantized weights, as a quantized model computes it
     bandwidth     the fastest of a copy, a sum and a matrix-vector product beyond the caches
-    openvino      matmul by OpenVINO, where it is installed: float32, int8 (fake-quantized)
+    openvino      matmul and convolution by OpenVINO, where it is installed: float32, int8
 
 What it does not measure: collectives, other devices of the process, several calls at once.
 """
@@ -28,7 +28,7 @@ import jax
 import jaxlib.version
 
 from jaxinfer.tune._device_cache import cache_bytes
-from jaxinfer.tune._device_measure import Bench, openvino_rates
+from jaxinfer.tune._device_measure import Bench
 
 Rates = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -45,7 +45,6 @@ class DeviceProfile:
       cache_bytes: how much the caches may hold, at most.
       dispatch_us: microseconds of a call that computes next to nothing (median).
       unsupported: what was left out, ``"matmul float16"``, and why.
-      openvino: FLOP/s of OpenVINO's matrix product by dtype; empty if it was not measured.
       load: the host's load average when it began; None where the system does not tell.
       seconds, compile_s: spent on calls, and on compiling.
       versions: of jax and jaxlib.
@@ -59,7 +58,6 @@ class DeviceProfile:
     cache_bytes: int
     dispatch_us: float
     unsupported: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    openvino: Mapping[str, float] = dataclasses.field(default_factory=dict)
     load: float | None = None
     seconds: float = 0.0
     compile_s: float = 0.0
@@ -74,6 +72,11 @@ class DeviceProfile:
     def convolution(self) -> dict[str, float]:
         """FLOP/s of the convolution by dtype, at the shape where it is fastest."""
         return self._best("convolution")
+
+    @property
+    def openvino(self) -> dict[str, float]:
+        """FLOP/s of OpenVINO's products by dtype; empty if it is not installed."""
+        return self._best("openvino")
 
     def _best(self, kind: str) -> dict[str, float]:
         return {name: max(shapes.values()) for name, shapes in self.rates.get(kind, {}).items()}
@@ -92,13 +95,10 @@ class DeviceProfile:
     def describe(self) -> list[str]:
         """Return lines for people."""
         lines = [f"{self.kind} ({self.platform}), {self.cores} cores"]
-        for kind in ("matmul", "convolution", "matvec", "levels"):
+        for kind in ("matmul", "convolution", "matvec", "levels", "openvino"):
             each = ", ".join(f"{name} {rate / 1e9:.4g}" for name, rate in self._best(kind).items())
             if each:
                 lines.append(f"{kind}, GFLOP/s: {each}")
-        if self.openvino:
-            each = ", ".join(f"{name} {rate / 1e9:.4g}" for name, rate in self.openvino.items())
-            lines.append(f"matmul by openvino, GFLOP/s: {each}")
         lines.append(
             f"memory {self.bandwidth / 1e9:.3g} GB/s, caches {self.cache_bytes / 2**20:.0f} MiB, "
             f"a call {self.dispatch_us:.1f} us"
@@ -141,24 +141,22 @@ def profile(seconds: float = 2.0) -> DeviceProfile:
     device = bench.device
     accelerator = device.platform != "cpu"
     bench.prepare(accelerator)
-    ready = time.perf_counter()
-    openvino, why = ({}, "") if accelerator else openvino_rates()
-    if why:
-        bench.unsupported["openvino"] = why
+    if not accelerator:
+        bench.openvino()
     done = time.perf_counter()
     bench.run(seconds)
+    rates = bench.rates()
     return DeviceProfile(
         platform=device.platform,
         kind=device.device_kind,
         cores=os.cpu_count() or 1,
-        rates=bench.rates(),
+        rates=rates,
         bandwidth=bench.bandwidth(),
         cache_bytes=cache_bytes(device.platform),
         dispatch_us=bench.dispatch() * 1e6,
         unsupported=bench.unsupported,
-        openvino=openvino,
         load=load,
         seconds=round(time.perf_counter() - done, 3),
-        compile_s=round(ready - start, 3),
+        compile_s=round(done - start, 3),
         versions={"jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     )

@@ -113,7 +113,7 @@ def _units(used: Sequence[str], found: Products) -> dict[Parts, list[str]]:
 
 def _name(members: Sequence[str], modules: Mapping[Parts, int]) -> Parts:
     """Return the module of one parameter (its path if the module has several), of more what
-    their paths begin with."""
+    their paths begin with; where that is nothing, a name as ``fold`` would make it."""
     parts = [tuple(path.split(".")) for path in members]
     if len(parts) == 1:
         (path,) = parts
@@ -123,7 +123,9 @@ def _name(members: Sequence[str], modules: Mapping[Parts, int]) -> Parts:
         if len(set(names)) > 1:
             break
         common.append(names[0])
-    return tuple(common) or (",".join(members),)
+    if common:
+        return tuple(common)
+    return ("&".join(members) if len(members) < 4 else f"{members[0]}&{len(members) - 1}_others",)
 
 
 def _cut(

@@ -1,8 +1,8 @@
 """The layers of a model on a device: what each group costs, alone, and how well it is computed.
 
 Times are of products on random values, each alone (``_layers_times.py``); what is between them
-(norms, activations, softmax) is in no group. The bound is a roofline without margin, so
-``achieved`` is the share of the best rate that the micro-benchmark has seen.
+(norms, activations, softmax) is in no group. The bound is that of the arithmetic, without
+margin, so ``achieved`` is the share of the best rate that the micro-benchmark has seen.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _bounds(
 ) -> dict[str, float | None]:
     """Return the roofline of each group: the best rate seen, no margin; None if it is unknown."""
     place = {path: group.name for group in groups for path in group.paths}
-    found: dict[str, float | None] = {group.name: 0.0 for group in groups}
+    found: dict[str, float | None] = {g.name: 0.0 if g.flops else None for g in groups}
     for product in products_of(model, arrays).all:
         name = place.get(product.path or "")
         if name is None or not product.counted or not product.flops:
