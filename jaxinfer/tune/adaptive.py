@@ -1,6 +1,7 @@
 """Adaptive: several arrangements of a model held ready; each call takes the best that fits.
 
-Points are ordered by accuracy. A call takes the most accurate point that fits all its limits:
+Points are ordered by accuracy; those that are no worse than the reference are equal, and of equals
+the fastest comes first. A call takes the most accurate point that fits all its limits:
 
     deadline  m + 3 d <= deadline           the point's p99, from the times of real calls
     load      load < (i + 1) / k            point i of k, the slowest first; the fastest always fits
@@ -205,7 +206,7 @@ class Adaptive:
                 point.p50_ms,
                 max(0.0, point.p99_ms - point.p50_ms) / DEVIATIONS,
             )
-            for point in sorted(points, key=lambda point: (point.drop, point.p50_ms))
+            for point in sorted(points, key=lambda each: (max(0.0, each.drop), each.p50_ms))
         ]
         self._alpha, self._margin, self._patience = alpha, margin, patience
         self._full_queue, self._clock, self._notes = full_queue, clock, tuple(notes)

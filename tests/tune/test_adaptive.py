@@ -59,6 +59,15 @@ def test_the_most_accurate_that_fits_runs(clock):
     assert adaptive.report().unfit == 1
 
 
+def test_better_by_rounding_is_not_more_accurate(clock):
+    points = [
+        point(clock, "slow", 9.0, -1e-7),
+        point(clock, "fast", 2.0),
+        point(clock, "c", 1.0, 0.1),
+    ]
+    assert Adaptive.of(points, clock=clock)(0) == "fast"
+
+
 def test_p99_starts_as_measured(clock):
     adaptive = three(clock)
     assert [round(row[3], 9) for row in adaptive.report().points] == [11.5, 5.6, 2.3]
