@@ -82,24 +82,23 @@ def command(model_dir: str, out: str | None, overwrite: bool, as_json: bool, **g
     options = {name: given[name] for name in names if given[name] is not None}
     if options and not given["source"]:
         raise click.UsageError("--weights, --class and --dtype are of a source: give --source")
-    with _console.Stages().stage("bench", f"running {model_dir}", "steps") as progress:
-        result = bench_model(
-            model_dir,
-            _names(given["against"]),
-            source=given["source"],
-            source_options=options,
-            batches=_numbers("--batch", given["batch"]),
-            sizes=_sizes(given["sizes"]),
-            data=given["data"],
-            repeats=given["repeats"],
-            block=given["block"],
-            threads=given["threads"],
-            seed=given["seed"],
-            timeout_s=given["timeout"],
-            tuned=given["tuned"] or None,
-            profile=given["profile"],
-            progress=_Progress(progress),
-        )
+    result = bench_model(
+        model_dir,
+        _names(given["against"]),
+        source=given["source"],
+        source_options=options,
+        batches=_numbers("--batch", given["batch"]),
+        sizes=_sizes(given["sizes"]),
+        data=given["data"],
+        repeats=given["repeats"],
+        block=given["block"],
+        threads=given["threads"],
+        seed=given["seed"],
+        timeout_s=given["timeout"],
+        tuned=given["tuned"] or None,
+        profile=given["profile"],
+        progress=_Progress(),
+    )
     if target is not None:
         _write(target, json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
     if as_json:
@@ -141,15 +140,17 @@ def _judge(result: Any) -> None:
 
 
 class _Progress:
-    """Steps of the sides as a bar; how many there will be is not known."""
+    """A line on stderr for every step of a side, and one for all its turns."""
 
-    def __init__(self, show: Any):
-        self._show, self._done = show, 0
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
 
     def __call__(self, side: str, step: str, batch: int | None) -> None:
-        self._done += 1
-        at = "" if batch is None else f" batch {batch}"
-        self._show(f"{side}{at}: {step}", self._done, self._done + 1)
+        at = "" if batch is None else f"batch {batch}: "
+        line = f"{at}taking turns" if step.startswith("time") else f"{at}{side}: {step}"
+        if line not in self._seen:
+            self._seen.add(line)
+            click.echo(f"{line} ...", err=True)
 
 
 def _names(text: str) -> list[str]:

@@ -18,8 +18,8 @@ import onnx
 
 from jaxinfer.core.errors import InputError, MissingExtraError
 from jaxinfer.tune.bench import _openvino
-from jaxinfer.tune.bench._memory import resident_mb
 from jaxinfer.tune.bench._peer_inputs import Interface, calibration_batches
+from jaxinfer.tune.bench._worker import resident_mb
 from jaxinfer.tune.bench.side import Prepared
 
 Outputs = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]

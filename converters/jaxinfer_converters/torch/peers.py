@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from jaxinfer.tune.bench._memory import resident_mb
 from jaxinfer.tune.bench._peer_inputs import Interface
+from jaxinfer.tune.bench._worker import resident_mb
 from jaxinfer.tune.bench.side import Prepared
 from jaxinfer_converters.torch._peers_module import open_module, with_weights_of
 from jaxinfer_converters.torch.examples import flat_outputs, to_torch

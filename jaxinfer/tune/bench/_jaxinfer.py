@@ -21,7 +21,7 @@ from jaxinfer.core.parity import outputs_of
 from jaxinfer.core.program import x64_of
 from jaxinfer.io.artefact import load
 from jaxinfer.tune.bench._environment import versions
-from jaxinfer.tune.bench._memory import resident_mb
+from jaxinfer.tune.bench._worker import resident_mb
 from jaxinfer.tune.bench.side import Prepared
 from jaxinfer.tune.recipe import FILE, Recipe
 

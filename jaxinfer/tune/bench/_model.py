@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.io.artefact import load
-from jaxinfer.tune.bench._arrays import write_arrays
 from jaxinfer.tune.bench._inputs import draw, require_one_function
 from jaxinfer.tune.bench._peers import DEFAULT, check_names, origin, peer_side
 from jaxinfer.tune.bench._run import Progress, bench
+from jaxinfer.tune.bench._worker import write_arrays
 from jaxinfer.tune.bench.result import BenchResult
 from jaxinfer.tune.bench.side import Side
 

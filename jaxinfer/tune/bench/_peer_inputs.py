@@ -13,7 +13,7 @@ from jaxinfer.core.arrays import aligned
 from jaxinfer.core.model import Model
 from jaxinfer.core.signature import LeafSpec
 from jaxinfer.io.artefact import load
-from jaxinfer.tune.bench._arrays import read_arrays
+from jaxinfer.tune.bench._worker import read_arrays
 
 
 class Interface:

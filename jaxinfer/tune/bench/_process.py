@@ -36,7 +36,7 @@ class Process:
         self._log = log
         asks, self._requests = os.pipe()
         self._answers, answers = os.pipe()
-        command = [sys.executable, "-m", "jaxinfer.tune.bench._worker"]
+        command = [sys.executable, "-P", str(Path(__file__).with_name("_worker.py"))]
         try:
             with log.open("wb") as out:
                 self._process = subprocess.Popen(

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxinfer.core.errors import InputError, listing
-from jaxinfer.tune.bench._arrays import read_arrays, write_arrays
 from jaxinfer.tune.bench._environment import environment
 from jaxinfer.tune.bench._process import (
     Process,
@@ -25,6 +24,7 @@ from jaxinfer.tune.bench._process import (
     side_environment,
     usable_cpus,
 )
+from jaxinfer.tune.bench._worker import read_arrays, write_arrays
 from jaxinfer.tune.bench.result import (
     FAILED,
     MISSING,

@@ -1,24 +1,27 @@
 """The process of one side: opens it, compiles it, and times calls, as the parent asks over pipes.
 
-Run as ``python -m jaxinfer.tune.bench._worker REQUESTS ANSWERS PARENT`` with two file descriptors
-and the parent's process id. Requests and answers are JSON lines. What is printed goes to stderr.
+Run as ``python -P _worker.py REQUESTS ANSWERS PARENT`` with two file descriptors and the parent's
+process id. Requests and answers are JSON lines. What is printed goes to stderr. It imports numpy
+alone, so that a side that needs neither JAX nor torch has neither in its memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.core.errors import JaxinferError
-from jaxinfer.tune.bench._memory import peak_mb, reset_peak, resident_mb
+import numpy as np
 
 
 def main(argv: list[str]) -> None:
@@ -47,14 +50,13 @@ def _die_with(parent: int) -> None:
 
 def _explained(error: BaseException) -> str:
     """Return an error in one line; the whole goes to stderr."""
-    import traceback
-
     traceback.print_exception(error, file=sys.stderr)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     text = " ".join(lines)[:600]
     if isinstance(error, MemoryError):
         return f"out of memory: {text}".rstrip(": ")
-    return text if isinstance(error, JaxinferError) else f"{type(error).__name__}: {text}"
+    ours = any(base.__name__ == "JaxinferError" for base in type(error).__mro__)
+    return text if ours else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 class Worker:
@@ -64,7 +66,6 @@ class Worker:
         self._adapter: Any = None
         self._prepared: Any = None
         self._result: Any = None
-        self._base = 0.0
 
     def open(
         self, factory: str, settings: Mapping[str, Any], path: list[str], cpus: list[int]
@@ -75,18 +76,20 @@ class Worker:
         sys.path += [entry for entry in path if entry not in sys.path]
         started = time.perf_counter()
         module, _, name = factory.partition(":")
-        made = getattr(importlib.import_module(module), name)
-        self._adapter = made(settings)
-        # what the model's packages take is known to those that import them before they read it
-        self._base = float(getattr(self._adapter, "base_mb", 0.0)) or resident_mb()
-        facts = dict(getattr(self._adapter, "facts", {}))
+        make = getattr(importlib.import_module(module), name)
+        imported = resident_mb()
+        self._adapter = make(settings)
+        # what packages take is known to those that import them before they read the model
+        base = float(getattr(self._adapter, "base_mb", 0.0)) or imported
         reset_peak()
-        return {"load_s": time.perf_counter() - started, "base_mb": self._base, "facts": facts}
+        seconds = time.perf_counter() - started
+        return {"load_s": seconds, "base_mb": base, "facts": self._facts()}
+
+    def _facts(self) -> dict[str, Any]:
+        return dict(getattr(self._adapter, "facts", {}))
 
     def prepare(self, inputs: str, outputs: str) -> dict[str, Any]:
         """Compile for the inputs of a file, run once, write the outputs to another."""
-        from jaxinfer.tune.bench._arrays import read_arrays, write_arrays
-
         arrays = read_arrays(Path(inputs))
         started = time.perf_counter()
         self._prepared = self._adapter.prepare(arrays)
@@ -99,7 +102,7 @@ class Worker:
             "compile_s": compiled - started if known is None else known,
             "first_call_ms": (called - compiled) * 1e3 if first is None else first,
             "notes": list(self._prepared.notes),
-            "facts": dict(getattr(self._adapter, "facts", {})),
+            "facts": self._facts(),
         }
 
     def run(self, calls: int) -> dict[str, Any]:
@@ -138,6 +141,74 @@ class Worker:
         finally:
             jax.profiler.stop_trace()
         return {}
+
+
+def write_arrays(path: Path, arrays: Sequence[Any]) -> None:
+    """Write arrays in order to an .npz file; dtypes that numpy cannot name as their bits."""
+    given = [np.asarray(array) for array in arrays]
+    names = np.asarray(json.dumps([array.dtype.name for array in given]))
+    plain: dict[str, Any] = {f"a{place}": _bits(array) for place, array in enumerate(given)}
+    np.savez(path, allow_pickle=False, **plain, dtypes=names)
+
+
+def read_arrays(path: Path) -> list[np.ndarray]:
+    """Read what ``write_arrays`` wrote, into memory that is aligned as XLA on CPUs wants it."""
+    found = []
+    with np.load(path, allow_pickle=False) as archive:
+        for place, name in enumerate(json.loads(str(archive["dtypes"]))):
+            array = archive[f"a{place}"].view(_dtype(name))
+            padded = np.empty(math.prod(array.shape) * array.itemsize + 64, np.uint8)
+            start = -padded.ctypes.data % 64
+            buffer = padded[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            np.copyto(buffer, array)
+            found.append(buffer)
+    return found
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype.type.__module__ != "ml_dtypes":
+        return array
+    bits = {1: np.uint8, 2: np.uint16}[array.dtype.itemsize]
+    return np.ascontiguousarray(array).view(bits).reshape(array.shape)
+
+
+def _dtype(name: str) -> np.dtype:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+
+
+def resident_mb() -> float:
+    """Return the memory of this process now, in 1e6 bytes; 0 where the system does not tell."""
+    return _status_mb("VmRSS")
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has had, since ``reset_peak`` where that works."""
+    if peak := _status_mb("VmHWM"):
+        return peak
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def reset_peak() -> None:
+    """Start ``peak_mb`` anew, where the system can."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_mb(name: str) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 if __name__ == "__main__":
