@@ -58,5 +58,6 @@ from jaxinfer.transforms.prune import prune as prune
 from jaxinfer.transforms.prune import with_sparsity as with_sparsity
 from jaxinfer.transforms.quantize import quantize as quantize
 from jaxinfer.transforms.recover import recover as recover
+from jaxinfer.tune.adaptive import Adaptive as Adaptive
 from jaxinfer.tune.budget import Budget as Budget
 from jaxinfer.tune.space import Space as Space
