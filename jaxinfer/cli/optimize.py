@@ -82,7 +82,9 @@ import click
 @click.option("--report", metavar="FILE", help="A further report: .html, .json or .md.")
 @click.option("--dry-run", is_flag=True, help="List the candidates; measure nothing.")
 @click.option("--continue", "resume", is_flag=True, help="Go on from FAST.search.jsonl.")
-@click.option("--overwrite", is_flag=True, help="Replace FAST, and begin its journal anew.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace FAST; without --continue its journal as well."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(model_dir: str, **given: Any) -> None:
     """Find the fastest arrangement of the model directory OUT, and write it to FAST.

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-import jaxinfer.cli
 from jaxinfer.cli import _optimize_options as options
 from jaxinfer.cli.optimize import progress_text
 from jaxinfer.tune.data import Dataset
@@ -27,9 +26,8 @@ WEIGHT = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)
 
 
 @pytest.fixture(autouse=True)
-def here(cli, tmp_path, monkeypatch):
+def here(cli, tmp_path):
     """A model directory and data: x of eight samples, labels beside it."""
-    monkeypatch.setitem(jaxinfer.cli._COMMANDS, "optimize", "")
     rng = np.random.default_rng(0)
     x = rng.standard_normal((8, 8), dtype=np.float32)
     np.savez(tmp_path / "calib.npz", x=x, labels=(x @ WEIGHT.T).argmax(1))

@@ -204,7 +204,7 @@ def _pareto(results: Results) -> str:
     )
     about = (
         "Each point is a candidate, numbered as in the table. Left is faster, low is nearer to the "
-        "reference; the drop is linear up to what is allowed and logarithmic above. The line is "
+        "reference; the scale of the drop is linear near zero and logarithmic above. The line is "
         "the Pareto front; hollow points are not allowed."
     )
     if hidden:

@@ -26,7 +26,8 @@ _WIDTH = 9.6
 def pareto(results: Results) -> str | None:
     """Return the picture of all candidates: time of a sample against drop.
 
-    Time is logarithmic. The drop is linear up to what is allowed, logarithmic above.
+    Time is logarithmic. The drop is linear up to what is allowed, or to less where all that is
+    allowed is far below it, and logarithmic above.
 
     Raises:
       MissingExtraError: no matplotlib.
@@ -192,13 +193,12 @@ def _speedups(axes: Axes, base: float) -> None:
 
 
 def _drop_axis(axes: Axes, values: Sequence[float], results: Results) -> None:
-    """Make y linear up to the allowed drop and logarithmic above; shade what is not allowed."""
+    """Make y linear near zero and logarithmic above; shade what is not allowed."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-    allowed = max(0.0, finite(results.max_drop) or 0.0)
-    size = sorted(abs(value) for value in values if value)
-    linear = allowed or (size[len(size) // 2] if size else 1e-6)
-    low, high = min(0.0, *values), max(0.0, *values)
+    allowed = finite(results.max_drop) or 0.0
+    linear = _linear_part(values, max(0.0, allowed))
+    low, high = min(0.0, allowed, *values), max(0.0, allowed, *values)
     above = high > 1.02 * linear
     # decades above the linear part, and its height in decades: the linear part is half or more
     decades = max(math.log10(high / linear), 0.3) if above else 0.3
@@ -226,6 +226,22 @@ def _drop_axis(axes: Axes, values: Sequence[float], results: Results) -> None:
     )  # fmt: skip
     kind = ", relative" if results.drop_kind == "relative" else ""
     axes.set_ylabel(f"drop in {_summary.shortened(results.metric, 40)}{kind}")
+
+
+def _linear_part(values: Sequence[float], allowed: float) -> float:
+    """Return up to where drops are linear: what is allowed, or less if all that is, is far below.
+
+    >>> _linear_part([0.0, 0.004, 0.1], 0.005), _linear_part([0.0, 2e-5], 0.01)
+    (0.005, 1e-05)
+    """
+    size = sorted(abs(value) for value in values if value)
+    if not allowed:
+        return size[len(size) // 2] if size else 1e-6
+    highest = max((value for value in size if value <= allowed), default=0.0)
+    if not highest or highest > allowed / 4:
+        return allowed
+    # below a ten thousandth of what is allowed nothing is worth a picture
+    return max(10.0 ** math.floor(math.log10(highest)), allowed * 1e-4)
 
 
 def _linear_ticks(locator: Callable[..., Any], linear: float) -> list[float]:

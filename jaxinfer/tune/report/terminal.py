@@ -75,6 +75,7 @@ class Terminal:
 
 def _columns(results: Results) -> list[Column]:
     """Return header, weight (the least is left out first) and cell of the columns."""
+    digits = 6 if results.metric == "cosine" else 4
     found: list[Column] = [
         ("p50 ms", 100, lambda row: number(row.measurement.p50_ms)),
         ("p99 ms", 80, lambda row: number(row.measurement.p99_ms)),
@@ -84,7 +85,11 @@ def _columns(results: Results) -> list[Column]:
         ("weight MB", 40, lambda row: summary.megabytes(row.measurement.weight_bytes)),
         ("compile s", 20, lambda row: number(row.measurement.compile_s)),
         ("first ms", 10, lambda row: number(row.measurement.first_call_ms)),
-        (summary.shortened(results.metric, 12), 50, lambda row: number(row.measurement.metric, 4)),
+        (
+            summary.shortened(results.metric, 12),
+            50,
+            lambda row: number(row.measurement.metric, digits),
+        ),
         ("drop", 90, lambda row: summary.drop_text(row.measurement.drop, results.drop_kind)),
         ("speed-up", 95, lambda row: summary.times(row.speedup)),
     ]
