@@ -220,7 +220,9 @@ def _parameters(done: Done, traced: Traced, arranger: Arranger) -> list[str]:
     """Return the parameters that an equation is about."""
     if done.kind == "loop":
         return [traced.paths[place] for place in sorted(arranger.sliced[done.address])]
-    return [site.path for site in traced.uses.sites if site.address == done.address]
+    uses = traced.uses
+    found = [use.path for use in (*uses.sites, *uses.obstacles) if use.address == done.address]
+    return list(dict.fromkeys(found))
 
 
 def _others(

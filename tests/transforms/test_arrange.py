@@ -1,0 +1,529 @@
+"""arrange: the same numbers another way; what was changed is said, and what was not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxinfer as ji
+from jaxinfer.core.attention import attention_as, chosen, record
+from jaxinfer.core.errors import ArtefactError, InputError
+from jaxinfer.core.transform import chain
+from jaxinfer.transforms._arrange_layout import MOVERS, SPECS, Moved, stored
+from jaxinfer.transforms._arrange_trace import layer_loops
+from jaxinfer.transforms.arrange import ArrangeRewrite, arrange
+from jaxinfer.transforms.cast import cast
+from jaxinfer.transforms.fold import fold
+from jaxinfer.transforms.prune import prune
+from jaxinfer.transforms.quantize import quantize
+
+NUMBERS = {"NHWC": ("NHWC", "HWIO", "NHWC"), "NCHW": ("NCHW", "OIHW", "NCHW")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def equations(fn, *args):
+    """Return all equations of a function, those inside others too."""
+    found = []
+
+    def walk(jaxpr):
+        for eqn in jaxpr.eqns:
+            found.append(eqn)
+            for value in eqn.params.values():
+                for one in value if isinstance(value, (tuple, list)) else (value,):
+                    inner = getattr(one, "jaxpr", one)
+                    if hasattr(inner, "eqns"):
+                        walk(inner)
+
+    walk(jax.make_jaxpr(fn)(*args).jaxpr)
+    return found
+
+
+def of(model, name, *args):
+    return [e for e in equations(model.apply, model.params, *args) if e.primitive.name == name]
+
+
+def near(got, want):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert (g.shape, g.dtype) == (w.shape, w.dtype)
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
+
+
+def convolve(x, w, numbers="NHWC", **options):
+    options = {"window_strides": (1, 1), "padding": "SAME", **options}
+    return lax.conv_general_dilated(x, w, dimension_numbers=NUMBERS[numbers], **options)
+
+
+# Layout.
+
+
+def image(layout, batch=2):
+    x = normal(batch, 7, 5, 4)
+    return x if layout == "NHWC" else np.moveaxis(x, 3, 1)
+
+
+def kernel(layout, *shape, seed=1):
+    w = normal(*shape, seed=seed)  # height, width, input, output
+    return w if layout == "NHWC" else np.transpose(w, (3, 2, 0, 1))
+
+
+OPTIONS = {
+    "plain": ((3, 3, 4, 6), {}),
+    "strided": ((3, 2, 4, 6), {"window_strides": (2, 3), "padding": ((1, 2), (0, 3))}),
+    "dilated": (
+        (3, 2, 4, 6),
+        {"rhs_dilation": (2, 1), "lhs_dilation": (1, 2), "padding": ((1, 1), (0, 2))},
+    ),
+    "grouped": ((3, 3, 2, 6), {"feature_group_count": 2}),
+    "batches": ((3, 3, 4, 6), {"batch_group_count": 2}),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.parametrize("layout", SPECS)
+def test_a_convolution_in_the_other_layout(layout, case):
+    old = "NCHW" if layout == "NHWC" else "NHWC"
+    shape, options = OPTIONS[case]
+    x, params = image(old), {"w": kernel(old, *shape)}
+    model = ji.from_function(lambda p, x: convolve(x, p["w"], old, **options), params, (x,))
+    made = arrange(layout=layout)(model)
+    (eqn,) = of(made, "conv_general_dilated", x)
+    numbers = eqn.params["dimension_numbers"]
+    assert (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == SPECS[layout]
+    assert made.params is model.params
+    near(made(x), model(x))
+    (entry,) = made.audit()["arrange"]
+    assert (entry.path, entry.status, entry.why) == ("w", "changed", f"convolution in {layout}")
+    assert "test_arrange" in entry.source
+
+
+def test_odd_dimension_numbers_become_a_layout():
+    x, params = normal(5, 2, 4, 7), {"w": normal(6, 3, 3, 4)}  # [w, n, c, h] and [o, w, h, i]
+    numbers = lax.ConvDimensionNumbers((1, 2, 3, 0), (0, 3, 2, 1), (3, 0, 2, 1))
+
+    def fn(p, x):
+        return lax.conv_general_dilated(x, p["w"], (1, 2), "SAME", dimension_numbers=numbers)
+
+    model = ji.from_function(fn, params, (x,))
+    for layout in SPECS:
+        near(arrange(layout=layout)(model)(x), model(x))
+
+
+def network(p, x):
+    x = convolve(x, p["one"])
+    x = jax.nn.relu((x - p["mean"]) * lax.rsqrt(p["var"] + 1e-5))
+    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    x = convolve(x, p["two"]) + x
+    return x.mean((1, 2)) @ p["head"]
+
+
+def weights():
+    return {
+        "one": normal(3, 3, 4, 6),
+        "two": normal(3, 3, 6, 6, seed=1),
+        "mean": normal(6, seed=2),
+        "var": np.abs(normal(6, seed=3)),
+        "head": normal(6, 3, seed=4),
+    }
+
+
+def test_images_stay_as_they_are_stored_between_convolutions():
+    x = image("NHWC")
+    model = ji.from_function(network, weights(), (x,))
+    made = arrange(layout="NCHW")(model)
+    near(made(x), model(x))
+    images = [e for e in of(made, "transpose", x) if e.invars[0].aval.shape[0] == len(x)]
+    assert len(images) == 1  # what comes in; what else is transposed are vectors and kernels
+    statuses = {e.path: (e.status, e.why) for e in made.audit()["arrange"]}
+    assert statuses["two"] == ("changed", "convolution in NCHW")
+    assert statuses["head"] == ("unfit", "nothing to arrange")
+
+
+def test_what_has_the_layout_is_left_and_has_no_rewrite():
+    model = ji.from_function(network, weights(), (image("NHWC"),))
+    made = arrange(layout="NHWC")(model)
+    assert made.rewrites == ()
+    assert made.audit()["arrange"].of("changed") == ()
+    assert {e.why for e in made.audit()["arrange"] if e.path in ("one", "two")} == {"NHWC already"}
+    assert made.provenance["arrange"]["changed"] is False
+
+
+def test_convolutions_over_one_dimension_and_of_computed_kernels_are_said():
+    def fn(p, x):
+        y = convolve(x, p["a"][..., None] * jnp.ones(6))
+        line = lax.conv_general_dilated(
+            x[:, 0], p["line"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return y.sum() + line.sum()
+
+    params = {"a": normal(3, 3, 4), "line": normal(3, 4, 5), "idle": normal(2)}
+    model = ji.from_function(fn, params, (image("NHWC"),))
+    made = arrange(layout="NCHW")(model)
+    found = {e.path: (e.status, e.why) for e in made.audit()["arrange"]}
+    assert found["line"] == ("unfit", "a convolution over 1 dimensions")
+    assert found["idle"] == ("unused", "the function does not read it")
+    assert found["(convolution, 1 of no parameter)"] == ("changed", "convolution in NCHW")
+    near(made(image("NHWC")), model(image("NHWC")))
+
+
+CASES = {
+    "unary": lambda x: jnp.tanh(x).astype(jnp.int32),
+    "scalars": lambda x: jnp.clip(x * 2.0, -1.0, 0.5) ** 3,
+    "broadcast": lambda x: x + jnp.arange(6.0) * jnp.arange(7.0)[:, None, None],
+    "select": lambda x: jnp.where(x > 0, x, normal(2, 7, 5, 6, seed=9)),
+    "sum": lambda x: x.sum((1, 3)),
+    "max of one": lambda x: x.max(2),
+    "all": lambda x: x.sum(),
+    "any": lambda x: jnp.any(x > 1, (0, 2)),
+    "window": lambda x: lax.reduce_window(
+        x, 0.0, lax.add, (1, 3, 2, 1), (1, 2, 1, 1), ((0, 0), (1, 0), (0, 1), (0, 0))
+    ),
+    "pad": lambda x: lax.pad(x, 1.5, ((0, 0, 0), (1, 2, 1), (0, -1, 0), (2, 0, 0))),
+    "join": lambda x: jnp.concatenate([x, normal(2, 7, 5, 2, seed=9), x * 2], 3),
+    "slice": lambda x: x[:, 1:6:2, :, 2:],
+    "transpose": lambda x: jnp.transpose(x, (3, 0, 2, 1)) * 2,
+    "reshape": lambda x: x.reshape(2, -1),
+    "cumsum": lambda x: jnp.cumsum(x, 1),
+    "argmax": lambda x: jnp.argmax(x, 3),
+    "itself": lambda x: x,
+    "jit": lambda x: jax.jit(lambda x: jnp.sin(x) + 1)(x),
+    "checkpoint": lambda x: jax.checkpoint(jnp.cos)(x),
+    "cond": lambda x: lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x),
+    "while": lambda x: lax.while_loop(lambda x: x.sum() < 0, lambda x: x + 1, x),
+    "scan carry": lambda x: lax.scan(lambda x, _: (x * 2, x[0, 0]), x, None, length=2),
+    # stored as [n, c, h, w]: an axis 0 of the same length, and other slices
+    "scan slices": lambda x: lax.scan(lambda c, x: (c, x[0] * 2), 0.0, x)[1],
+    "vmap": jax.vmap(lambda x: x - x.max()),
+    "outputs": lambda x: {"a": x, "b": (x, x[0])},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_follows_a_moved_image(case):
+    x, params = image("NHWC"), {"w": kernel("NHWC", 3, 3, 4, 6)}
+    model = ji.from_function(lambda p, x: CASES[case](convolve(x, p["w"])), params, (x,))
+    made = arrange(layout="NCHW")(model)
+    assert made.rewrites
+    near(made.apply(params, x), model.apply(params, x))
+
+
+def test_every_family_of_rules_has_a_case(monkeypatch):
+    taken = set()
+
+    def spy(name, rule):
+        def run(equation, values):
+            out = rule(equation, values)
+            taken.add(rule.__name__ if out is not None else None)
+            return out
+
+        return run
+
+    monkeypatch.setattr(MOVERS, "_rules", {name: spy(name, rule) for name, rule in MOVERS.items()})
+    x, params = image("NHWC"), {"w": kernel("NHWC", 3, 3, 4, 6)}
+    for case in ("unary", "sum", "window", "pad", "join", "slice", "transpose"):
+        fn = lambda p, x, case=case: CASES[case](convolve(x, p["w"]))
+        arrange(layout="NCHW")(ji.from_function(fn, params, (x,)))
+    assert taken == {"elementwise", "reduction", "window", "pad", "concatenate", "cut", "transpose"}
+
+
+def test_moved_is_its_array():
+    x = normal(2, 3, 5, 7)
+    moved = Moved(jnp.transpose(x, (3, 0, 2, 1)), (3, 0, 2, 1))
+    assert moved.shape == x.shape
+    assert moved.dtype == x.dtype
+    np.testing.assert_array_equal(moved.materialize(), x)
+    np.testing.assert_array_equal(stored(moved, (0, 2, 1, 3)), np.transpose(x, (0, 2, 1, 3)))
+    assert stored(moved, (3, 0, 2, 1)) is moved.value
+
+
+# Loops over layers.
+
+
+def layers(p, x):
+    def step(x, layer):
+        return jnp.tanh(x @ layer["w"] + layer["b"]), x.sum()
+
+    return lax.scan(step, x, p)
+
+
+def stack(count=3):
+    return {"w": normal(count, 4, 4), "b": normal(count, 4, seed=1)}
+
+
+def test_a_loop_over_layers_is_unrolled():
+    x = normal(2, 4)
+    model = ji.from_function(layers, stack(), (x,))
+    made = arrange(unroll=True)(model)
+    near(made(x), model(x))
+    assert "while" in jax.jit(model.apply).lower(model.params, x).as_text()
+    assert "while" not in jax.jit(made.apply).lower(made.params, x).as_text()
+    entries = {e.path: (e.status, e.why) for e in made.audit()["arrange"]}
+    assert entries == dict.fromkeys(("w", "b"), ("changed", "a loop of 3 layers, unrolled"))
+    slope = lambda model: jax.grad(lambda x: model.apply(model.params, x)[0].sum())(x)
+    near(slope(made), slope(model))
+
+
+@pytest.mark.parametrize("scheme", ["W8A16", "W8A8"])
+def test_quantized_layers_are_unrolled(scheme):
+    x = normal(2, 4)
+    small = quantize(scheme)(ji.from_function(layers, stack(), (x,)))
+    made = arrange(unroll=True)(small)
+    near(made(x), small(x))
+    assert "while" not in jax.jit(made.apply).lower(made.params, x).as_text()
+
+
+def test_a_loop_over_time_stays():
+    def fn(p, x):
+        return lax.scan(lambda h, x: (jnp.tanh(x @ p["w"] + h), h), jnp.zeros(4), x)
+
+    model = ji.from_function(fn, {"w": normal(4, 4)}, (normal(9, 4),))
+    made = arrange(unroll=True)(model)
+    assert made.rewrites == ()
+    assert [e.status for e in made.audit()["arrange"]] == ["unfit"]
+
+
+def test_loops_are_found_by_what_they_slice():
+    def fn(p, q, x):
+        both = p.reshape(2, 3, 4) * 2 + q  # of parameters alone: layers
+        inner = lambda x, w: (x * w, None)
+        outer = lambda x, ws: (lax.scan(inner, x, ws)[0], None)
+        x = jax.jit(lambda x: lax.scan(outer, x, both)[0])(x)
+        mixed = both[:, 0] * x  # of data as well
+        return lax.scan(inner, x, mixed)[0]
+
+    closed = jax.make_jaxpr(fn)(normal(6, 4), normal(4), normal(4))
+    loops = layer_loops(closed.jaxpr, 2)
+    assert list(loops.values()) == [frozenset({0, 1})] * 2
+    first, second = sorted(loops, key=len)
+    assert second[: len(first)] == first
+
+
+def test_unrolled_already_is_said():
+    def fn(p, x):
+        return lax.scan(lambda x, w: (x * w, None), x, p["w"], unroll=True)[0]
+
+    made = arrange(unroll=True)(ji.from_function(fn, {"w": normal(3, 4)}, (normal(4),)))
+    (entry,) = made.audit()["arrange"]
+    assert (entry.status, entry.why) == ("unfit", "a loop of 3, unrolled already")
+
+
+# Attention.
+
+
+@pytest.fixture(scope="module")
+def attending():
+    torch = pytest.importorskip("torch")
+
+    class Attending(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = torch.nn.Linear(16, 48)
+
+        def forward(self, x):
+            heads = [t.unflatten(-1, (2, 8)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)]
+            y = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+            return y.transpose(1, 2).flatten(-2)
+
+    torch.manual_seed(0)
+    example = torch.randn(2, 5, 16)
+    return ji.from_torch(Attending().eval(), (example,), dynamic_shapes=({0: "batch"},))
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"), [("whole", "all scores at once"), ("blocked", "a few heads after each other")]
+)
+def test_attention_another_way(attending, mode, why, tmp_path):
+    x = normal(3, 5, 16)
+    made = arrange(attention=mode)(attending)
+    near(made(x), attending(x))
+    assert bool(of(made, "scan", x)) == (mode == "blocked")
+    assert not of(attending, "scan", x)
+    entry = made.audit()["arrange"].entries[-1]
+    assert (entry.path, entry.status, entry.why) == ("(attention, 1 operations)", "changed", why)
+    made.save(tmp_path / "model")
+    back = ji.load(tmp_path / "model")
+    assert back.rewrites == made.rewrites == (ArrangeRewrite(attention=mode),)
+    assert back.audit() == made.audit()
+    np.testing.assert_array_equal(back(x), made(x))
+
+
+def test_attention_with_the_other_transforms(attending):
+    x = normal(3, 5, 16)
+    for other in (cast("bf16"), quantize("W8A8")):
+        want = other(attending)(x)
+        for order in ((other, arrange(attention="blocked")), (arrange(attention="blocked"), other)):
+            made = chain(*order)(attending)
+            assert of(made, "scan", x)
+            np.testing.assert_allclose(made(x), want, atol=0.02 * np.abs(want).max())
+
+
+def test_cudnn_needs_a_gpu(attending):
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is one")
+    with pytest.raises(InputError, match="needs an NVIDIA GPU, JAX computes on cpu here"):
+        arrange(attention="cudnn")(attending)
+
+
+def test_what_cudnn_does_not_take_is_said(monkeypatch):
+    fused = pytest.importorskip("jaxinfer_converters.aten._fused")
+    from jaxinfer_converters.aten.attention import scaled_dot_product_attention as rule
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    taken = {}
+    monkeypatch.setattr(fused, "attend", lambda *args, **options: taken.update(options) or args[0])
+    fits, odd = normal(2, 3, 5, 8), normal(2, 3, 5, 6)
+    with attention_as("cudnn") as found:
+        rule(None, fits, fits, fits, None, 0.0, True)
+        got = rule(None, odd, odd, odd)
+        rule(None, fits[..., :0, :], fits, fits)
+        rule(None, jnp.asarray(fits, jnp.bfloat16), *[jnp.asarray(fits, jnp.bfloat16)] * 2)
+    assert taken == {"causal": False, "scale": None}
+    assert [(each.how, each.why) for each in found] == [
+        ("cudnn", "float32 operands are rounded to bfloat16"),
+        ("whole", "cuDNN: heads of 6 values, which is no multiple of 8"),
+        ("whole", "cuDNN: a size is 0"),
+        ("cudnn", ""),
+    ]
+    np.testing.assert_allclose(got, rule(None, odd, odd, odd), rtol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "keys"])
+def test_what_is_asked_of_cudnn_is_attention(monkeypatch, mask, causal):
+    """The kernel itself runs on GPUs alone: here XLA's implementation stands for it."""
+    fused = pytest.importorskip("jaxinfer_converters.aten._fused")
+    from jaxinfer_converters.aten.attention import _attend
+
+    own = jax.nn.dot_product_attention
+
+    def stands(*args, implementation, **options):
+        assert implementation == "cudnn"
+        assert {x.dtype.name for x in args} == {"bfloat16"}
+        return own(*(x.astype(jnp.float32) for x in args), implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stands)
+    q, k, v = (normal(2, n, t, 8, seed=n) for n, t in ((4, 3), (2, 5), (2, 5)))
+    seen = normal(2, 1, 3, 5, seed=9) > 0
+    seen[0, 0, 1] = False  # a row that sees nothing
+    masks = {"none": None, "bool": seen, "float": np.where(seen, normal(2, 1, 3, 5), -np.inf),
+             "keys": np.array([True, False, True, True, True])}  # fmt: skip
+    given = None if masks[mask] is None else jnp.asarray(masks[mask])
+    want = _attend(q, k, v, given, causal=causal, scale=0.3)
+    got = fused.attend(q, k, v, given, causal=causal, scale=0.3)
+    assert got.dtype == want.dtype
+    np.testing.assert_allclose(got, want, atol=0.03)
+
+
+def test_a_program_without_attention_says_so():
+    model = ji.from_function(network, weights(), (image("NHWC"),))
+    made = arrange(attention="blocked")(model)
+    assert made.rewrites == ()
+    last = made.audit()["arrange"].entries[-1]
+    assert (last.path, last.status) == ("(attention)", "unfit")
+    assert last.why == "the program has no attention operation: nothing to change"
+
+
+def test_a_choice_reaches_no_further_than_its_context():
+    with attention_as("whole") as outer:
+        with attention_as("blocked") as inner:
+            assert chosen() == "blocked"
+            record("whole", "why")
+        assert chosen() == "whole"
+        record("whole")
+    record("cudnn")
+    assert [each.why for each in inner] == ["why"]
+    assert len(outer) == 1
+    assert chosen() == ""
+    with pytest.raises(ValueError, match="attention: required one of"), attention_as("odd"):
+        pass
+
+
+# The transform.
+
+
+@pytest.mark.parametrize("other", [cast("bf16"), fold(), prune(), quantize("W8A16")])
+def test_it_comes_before_or_after_the_others(other):
+    x = image("NHWC")
+    model = ji.from_function(network, weights(), (x,))
+    want = np.asarray(other(model)(x))
+    for order in ((other, arrange(layout="NCHW")), (arrange(layout="NCHW"), other)):
+        made = chain(*order)(model)
+        (first, second) = of(made, "conv_general_dilated", x)
+        for eqn in (first, second):
+            assert eqn.params["dimension_numbers"].lhs_spec == (0, 1, 2, 3)
+        np.testing.assert_allclose(made(x), want, atol=0.01 * np.abs(want).max())
+
+
+def test_once_is_enough():
+    model = ji.from_function(network, weights(), (image("NHWC"),))
+    made = arrange(layout="NCHW")(model)
+    with pytest.raises(InputError, match="has been through it already"):
+        arrange(layout="NHWC")(made)
+    with pytest.raises(InputError, match="has been through it already"):
+        chain(arrange(layout="NCHW"), arrange(unroll=True))
+
+
+def test_settings_that_there_are_not_are_said_at_once():
+    with pytest.raises(InputError) as caught:
+        arrange(attention="odd", layout="CHWN", unroll=1)  # pyright: ignore
+    for word in ("attention: required", "layout: required", "unroll: required"):
+        assert word in str(caught.value)
+    with pytest.raises(InputError, match="nothing is asked for"):
+        arrange()
+
+
+def test_a_model_without_example_inputs_takes_those_of_data():
+    model = ji.from_function(layers, stack())
+    with pytest.raises(InputError, match="without example inputs"):
+        arrange(unroll=True)(model)
+    made = arrange(unroll=True)(model, [(normal(2, 4),)])
+    assert made.rewrites
+    near(made(normal(5, 4)), model(normal(5, 4)))
+
+
+def test_a_state_is_of_one_model():
+    first = ji.from_function(layers, stack(), (normal(2, 4),))
+    other = ji.from_function(network, weights(), (image("NHWC"),))
+    transform = arrange(unroll=True)
+    with pytest.raises(InputError, match="of a model with other parameters"):
+        transform.update(other, transform.init(first))
+
+
+def test_a_rewrite_in_a_file_is_checked():
+    assert ArrangeRewrite.from_json(ArrangeRewrite("whole", "NHWC", True).to_json()).unroll
+    for bad in ({"layout": "x"}, {"attention": 3}, {"unroll": "yes"}):
+        with pytest.raises(ValueError, match="required"):
+            ArrangeRewrite.from_json(bad)
+    with pytest.raises(TypeError):
+        ArrangeRewrite.from_json({"more": 1})
+
+
+def test_an_export_is_not_looked_into(tmp_path):
+    x = normal(2, 4)
+    quantize("W8A16")(ji.from_function(layers, stack(), (x,))).save(tmp_path / "model")
+    back = ji.load(tmp_path / "model")
+    made = arrange(unroll=True)(back)
+    assert made.rewrites == ()
+    assert {e.why for e in made.audit()["arrange"]} == {
+        "the program is an export, which is not looked into"
+    }
+    near(made(x), back(x))
+
+
+def test_an_unknown_rewrite_names_arrange_among_the_known(tmp_path, monkeypatch):
+    from jaxinfer.io import artefact
+
+    with pytest.raises(ValueError, match="known: arrange, cast, fold"):
+        artefact._rewrite_class("odd")
+    assert issubclass(ArtefactError, ValueError)
