@@ -26,7 +26,8 @@ import numpy as np
 
 import jaxinfer.compile.openvino.flow
 import jaxinfer.compile.openvino.linear
-import jaxinfer.compile.openvino.rules  # noqa: F401  (the three register rules)
+import jaxinfer.compile.openvino.products
+import jaxinfer.compile.openvino.rules  # noqa: F401  (the four register rules)
 from jaxinfer.compile.openvino.graph import OpenVINOUnsupported as OpenVINOUnsupported
 from jaxinfer.compile.openvino.graph import writable
 from jaxinfer.compile.openvino.loading import load_openvino

@@ -167,6 +167,13 @@ class Graph:
         self._made[key] = (kept, out)
         return out
 
+    def transposed(self, matrix: Any) -> Any:
+        """Return OpenVINO's output of the transpose of a constant, made once."""
+        key = ("transposed", id(matrix))
+        if key not in self._made:
+            self._made[key] = (matrix, self.constant(np.ascontiguousarray(matrix.T)))
+        return self._made[key][1]
+
     def ints(self, values: Any) -> Any:
         """Return a constant of int32: axes, sizes, indices."""
         return self.op.constant(np.asarray(values, np.int32)).output(0)

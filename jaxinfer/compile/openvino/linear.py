@@ -1,6 +1,5 @@
-"""OpenVINO rules of products, convolutions, pooling, gathers and scatters.
+"""OpenVINO rules of convolutions, pooling, gathers and scatters.
 
-dot_general   MatMul of [batch.., m, k] and [batch.., k, n], axes merged where there are several
 convolution   channels-first inside; what comes out keeps that order until it is needed
 gather        one axis by OpenVINO's Gather; else by the linear index of every element
 scatter       by linear indices, those out of bounds into one element more, cut off again
@@ -26,66 +25,13 @@ from jaxinfer.compile.openvino.graph import (
 from jaxinfer.compile.openvino.moving import reshaped
 
 
-def _sizes(value: Operand) -> tuple[int, ...]:
+def sizes_of(value: Operand) -> tuple[int, ...]:
+    """Return the shape of an operand."""
     return tuple(np.shape(value)) if is_const(value) else value.shape
 
 
-@rule("dot_general")
-def _dot_general(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
-    if not all(float_dtype(var.aval.dtype) for var in (*eqn.invars, *eqn.outvars)):
-        raise Refused("of integers: give the float model, and quantize= to compile_jaxpr")
-    contracting, batch = eqn.params["dimension_numbers"]
-    x, y = values
-    graph.products["weight" if any(map(is_const, values)) else "activation"] += 1
-    left = _Side(x, contracting[0], batch[0])
-    right = _Side(y, contracting[1], batch[1])
-    shape = tuple(eqn.outvars[0].aval.shape)
-    if not batch[0] and len(right.free) <= 1 and len(contracting[0]) == 1:
-        return _by_rows(graph, left, right, shape)
-    # [batch.., m, k] x [batch.., k, n], with m, k, n products of sizes
-    k = math.prod(left.sizes[a] for a in contracting[0])
-    lead = [left.sizes[a] for a in batch[0]]
-    a = graph.full(x, (*batch[0], *left.free, *contracting[0]))
-    m, n = (math.prod(side.sizes[a] for a in side.free) for side in (left, right))
-    flip = bool(right.free) and _last(right, contracting[1])
-    order = (*right.free, *contracting[1]) if flip else (*contracting[1], *right.free)
-    b = graph.full(y, (*batch[1], *order))
-    a = _as(graph, a, (*lead, m, k))
-    b = _as(graph, b, (*lead, n, k) if flip else (*lead, k, n))
-    out = graph.names.product(graph.op.matmul(a, b, False, flip), x, y).output(0)
-    return Value(_as(graph, out, shape), shape)
-
-
-class _Side:
-    """An operand of a product: its sizes, and its axes that are neither summed nor batched."""
-
-    def __init__(self, value: Operand, contracting: Sequence[int], batch: Sequence[int]):
-        self.value, self.sizes = value, _sizes(value)
-        self.contracting = tuple(contracting)
-        used = {*contracting, *batch}
-        self.free = tuple(axis for axis in range(len(self.sizes)) if axis not in used)
-
-
-def _last(side: _Side, contracting: Sequence[int]) -> bool:
-    return tuple(contracting) == tuple(range(len(side.sizes)))[-len(contracting) :]
-
-
-def _by_rows(graph: Graph, left: _Side, right: _Side, shape: tuple[int, ...]) -> Value:
-    """[.., k] x [k, n] or [n, k]: a weight in its own order, no axes merged."""
-    (axis,) = left.contracting
-    a = graph.full(left.value, (*left.free, axis))
-    (by,) = right.contracting
-    b = graph.full(right.value)
-    if not left.free:
-        a = _as(graph, a, (1, left.sizes[axis]))
-    if not right.free:
-        b, by = _as(graph, b, (right.sizes[by], 1)), 0
-    made = graph.op.matmul(a, b, False, by == 1)
-    out = graph.names.product(made, left.value, right.value).output(0)
-    return Value(_as(graph, out, shape), shape)
-
-
-def _as(graph: Graph, out: Any, shape: Sequence[int]) -> Any:
+def as_shape(graph: Graph, out: Any, shape: Sequence[int]) -> Any:
+    """Return an output in a shape, as it is if it has that."""
     return out if tuple(out.shape) == tuple(shape) else reshaped(graph, out, shape).out
 
 
@@ -111,7 +57,7 @@ def _conv(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
         a, low, high = _cut(graph, a, low, high)
     if groups > 1:
         sizes = list(w.shape)
-        w = _as(graph, w, (groups, sizes[0] // groups, *sizes[1:]))
+        w = as_shape(graph, w, (groups, sizes[0] // groups, *sizes[1:]))
     name = op.group_convolution if groups > 1 else op.convolution
     made = name(a, w, list(params["window_strides"]), low, high, list(params["rhs_dilation"]))
     graph.names.product(made, x, kernel)
@@ -128,13 +74,13 @@ def _dilated(graph: Graph, out: Any, steps: Sequence[int]) -> Any:
         if step == 1:
             continue
         sizes = list(out.shape)
-        out = _as(graph, out, (*sizes[: axis + 1], 1, *sizes[axis + 1 :]))
+        out = as_shape(graph, out, (*sizes[: axis + 1], 1, *sizes[axis + 1 :]))
         after = [0] * (len(sizes) + 1)
         after[axis + 1] = step - 1
         zeros = graph.ints([0] * len(after))
         out = op.pad(out, zeros, graph.ints(after), "constant", op.constant(np.float32(0)))
         sizes[axis] *= step
-        out = _as(graph, out.output(0), sizes)
+        out = as_shape(graph, out.output(0), sizes)
         stop = graph.ints([sizes[axis] - step + 1])
         out = op.slice(out, graph.ints([0]), stop, graph.ints([1]), graph.ints([axis])).output(0)
     return out
@@ -196,7 +142,7 @@ def _pooled(graph: Graph, eqn: Any, x: Value, name: str) -> Value:
     out = graph.full(x, order)
     batch = [x.shape[a] for a in rest]
     lead = batch if len(batch) == 2 else [1, math.prod(batch)]
-    out = _as(graph, out, (*lead, *(x.shape[a] for a in spatial)))
+    out = as_shape(graph, out, (*lead, *(x.shape[a] for a in spatial)))
     pick = lambda given: [given[a] for a in spatial]
     low, high = (pick([pair[side] for pair in padding]) for side in (0, 1))
     strides, window = pick(params["window_strides"]), pick(dims)
@@ -209,7 +155,7 @@ def _pooled(graph: Graph, eqn: Any, x: Value, name: str) -> Value:
         none = [0] * len(window)
         out = op.max_pool(filled, strides, dilation, none, none, window, "floor").output(0)
         out = op.negative(out).output(0) if name == "reduce_window_min" else out
-    out = _as(graph, out, tuple(shape[a] for a in order))
+    out = as_shape(graph, out, tuple(shape[a] for a in order))
     return Value(out, shape, None if order == tuple(range(rank)) else order)
 
 
@@ -250,14 +196,14 @@ def _gather(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     x, indices = values
     if str(eqn.invars[1].aval.dtype) != "int32":
         raise Refused(f"by indices of {eqn.invars[1].aval.dtype}: int32 is taken")
-    if np.prod(_sizes(x), dtype=np.int64) >= 2**31:
+    if np.prod(sizes_of(x), dtype=np.int64) >= 2**31:
         raise Refused("of an array of 2^31 elements or more")
     spec, mode = eqn.params["dimension_numbers"], _mode(eqn)
     sizes, shape = eqn.params["slice_sizes"], tuple(eqn.outvars[0].aval.shape)
-    starts, valid = _starts(graph, indices, spec, [_sizes(x)[d] for d in spec.start_index_map],
+    starts, valid = _starts(graph, indices, spec, [sizes_of(x)[d] for d in spec.start_index_map],
                             [sizes[d] for d in spec.start_index_map], mode)  # fmt: skip
-    offsets, batch = spec.offset_dims, _sizes(indices)[:-1]
-    if _is_take(spec, sizes, _sizes(x)):
+    offsets, batch = spec.offset_dims, sizes_of(indices)[:-1]
+    if _is_take(spec, sizes, sizes_of(x)):
         (axis,) = spec.start_index_map
         one = reshaped(graph, starts[0], batch).out
         made = graph.op.gather(graph.full(x), one, graph.ints(axis))
@@ -268,8 +214,8 @@ def _gather(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
         perm = None if made == sorted(made) else tuple(made)
         found = Value(out, shape, perm)
     else:
-        linear = _linear(graph, spec, sizes, _sizes(x), starts, batch, shape)
-        flat = reshaped(graph, graph.full(x), (math.prod(_sizes(x)),)).out
+        linear = _linear(graph, spec, sizes, sizes_of(x), starts, batch, shape)
+        flat = reshaped(graph, graph.full(x), (math.prod(sizes_of(x)),)).out
         made = graph.op.gather(flat, linear, graph.ints(0))
         found = Value(graph.names.product(made, x).output(0), shape)
     if valid is None:
@@ -322,7 +268,7 @@ def _starts(
     Each is [batch.., 1].
     """
     op = graph.op
-    out, rank = graph.full(indices), len(_sizes(indices))
+    out, rank = graph.full(indices), len(sizes_of(indices))
     starts, valid = [], None
     for number, (n, size) in enumerate(zip(whole, sizes, strict=True)):
         one = op.gather(out, graph.ints([number]), graph.ints(rank - 1)).output(0)
@@ -407,23 +353,23 @@ for _name, _reduction, _moves in (
 
 def _scattered(graph: Graph, eqn: Any, values: Sequence[Operand], reduction: str) -> Value:
     x, indices, updates = values
-    op, whole = graph.op, _sizes(x)
+    op, whole = graph.op, sizes_of(x)
     if str(eqn.invars[1].aval.dtype) != "int32":
         raise Refused(f"by indices of {eqn.invars[1].aval.dtype}: int32 is taken")
     count = math.prod(whole)
     if count >= 2**31 - 1:
         raise Refused("into an array of 2^31 elements or more")
-    if 0 in _sizes(updates):
+    if 0 in sizes_of(updates):
         return Value(graph.full(x), whole)
     spec = _AsGather(eqn.params["dimension_numbers"])
     skipped = {*spec.collapsed_slice_dims, *spec.operand_batching_dims}
-    shape = _sizes(updates)
+    shape = sizes_of(updates)
     windows = iter(spec.offset_dims)
     sizes = [1 if d in skipped else shape[next(windows)] for d in range(len(whole))]
     mode = _mode(eqn)
     starts, valid = _starts(graph, indices, spec, [whole[d] for d in spec.start_index_map],
                             [sizes[d] for d in spec.start_index_map], mode)  # fmt: skip
-    batch = _sizes(indices)[:-1]
+    batch = sizes_of(indices)[:-1]
     linear = _linear(graph, spec, sizes, whole, starts, batch, shape)
     flat = reshaped(graph, graph.full(x), (count,)).out
     if valid is not None:
@@ -445,7 +391,7 @@ def _scattered(graph: Graph, eqn: Any, values: Sequence[Operand], reduction: str
     if valid is not None:
         one = graph.ints([1])
         made = op.slice(made, graph.ints([0]), graph.ints([count]), one).output(0)
-    return Value(_as(graph, made, whole), whole)
+    return Value(as_shape(graph, made, whole), whole)
 
 
 @rule("dynamic_slice", moves=True)
@@ -454,9 +400,9 @@ def _dynamic_slice(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand
     sizes = eqn.params["slice_sizes"]
     out = graph.full(x)
     for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        if size == _sizes(x)[axis]:
+        if size == sizes_of(x)[axis]:
             continue
-        places = _range(graph, start, size, _sizes(x)[axis] - size)
+        places = _range(graph, start, size, sizes_of(x)[axis] - size)
         out = graph.op.gather(out, places, graph.ints(axis)).output(0)
     return Value(out, tuple(sizes))
 
@@ -471,7 +417,7 @@ def _range(graph: Graph, start: Operand, size: int, most: int) -> Any:
 @rule("dynamic_update_slice", moves=True)
 def _dynamic_update_slice(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     x, update, *starts = values
-    whole, sizes = _sizes(x), _sizes(update)
+    whole, sizes = sizes_of(x), sizes_of(update)
     if 0 in sizes:
         return x
     axes = [a for a in range(len(whole)) if sizes[a] != whole[a]]

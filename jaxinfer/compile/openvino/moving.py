@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinfer.compile.openvino import patterns
 from jaxinfer.compile.openvino.graph import (
     Graph,
     Operand,
@@ -109,6 +110,8 @@ def reshaped(graph: Graph, out: Any, shape: Sequence[int]) -> Value:
     """Return an output in another shape."""
     if not shape:  # an empty list of sizes is no constant for OpenVINO
         return Value(graph.op.squeeze(out).output(0) if list(out.shape) else out, ())
+    if (made := patterns.keeping(graph.op, out, shape)) is not None:
+        return Value(made, tuple(shape))
     sizes = graph.op.constant(np.asarray(shape, np.int64))
     return Value(graph.op.reshape(out, sizes, False).output(0), tuple(shape))
 

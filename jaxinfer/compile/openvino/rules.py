@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinfer.compile.openvino import patterns
 from jaxinfer.compile.openvino.graph import (
     Graph,
     Operand,
@@ -225,21 +226,33 @@ def _binary(name: str, operator: str) -> None:
     rule(name)(apply)
 
 
-for _name, _operator in {
-    "add": "add",
-    "add_any": "add",
-    "sub": "subtract",
-    "mul": "multiply",
-    "max": "maximum",
-    "min": "minimum",
-}.items():
+for _name, _operator in {"add": "add", "add_any": "add", "sub": "subtract"}.items():
     _binary(_name, _operator)
 
 
-@rule("div")
-def _div(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
-    _need_float(eqn)  # integers are divided in float32
-    return graph.elementwise(graph.op.divide, values)
+def _recognised(name: str, operator: str, *found: Callable[..., Any]) -> None:
+    """Register a rule that asks first what the result is: ``found(op, x, y)`` or None."""
+
+    def of_floats(op: Any, x: Any, y: Any) -> Any:
+        made = next((m for fn in found if (m := fn(op, x, y)) is not None), None)
+        return getattr(op, operator)(x, y) if made is None else made
+
+    def apply(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
+        if dtype_of(eqn) == "bool":
+            raise Refused("of bool: computed for floats and int32 only")
+        if name == "div":
+            _need_float(eqn)  # integers are divided in float32
+        if not float_dtype(eqn.invars[0].aval.dtype):
+            return graph.elementwise(getattr(graph.op, operator), values)
+        return graph.elementwise(lambda x, y: of_floats(graph.op, x, y), values)
+
+    rule(name)(apply)
+
+
+_recognised("mul", "multiply", patterns.normalized, patterns.gelu)
+_recognised("div", "divide", patterns.mean, patterns.softmax, patterns.normalized_by)
+_recognised("max", "maximum", patterns.at_least)
+_recognised("min", "minimum", patterns.at_most)
 
 
 def _comparison(name: str, operator: str) -> None:
@@ -303,11 +316,15 @@ for _name in ("and", "or", "xor"):
 
 @rule("clamp")
 def _clamp(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
-    low, x, high = values
     op = graph.op
-    return graph.elementwise(
-        lambda low, x, high: op.minimum(op.maximum(x, low), high), [low, x, high]
-    )
+
+    def apply(low: Any, x: Any, high: Any) -> Any:
+        made = patterns.clamped(op, x, patterns.scalar(low), patterns.scalar(high))
+        return op.minimum(op.maximum(x, low), high) if made is None else made
+
+    if not float_dtype(eqn.invars[1].aval.dtype):
+        return graph.elementwise(lambda a, x, b: op.minimum(op.maximum(x, a), b), values)
+    return graph.elementwise(apply, values)
 
 
 @rule("select_n", moves=True)
