@@ -253,6 +253,8 @@ class State:
     def _halving(self, candidates: Sequence[Candidate], rungs: Sequence[int] = RUNGS) -> None:
         """Time all a few calls, then the better third (two at least) more."""
         alive = list(candidates)
+        if all(self._timed(each) for each in alive[:2]) and len(alive) < 2:
+            return
         for number, calls in enumerate(rungs):
             if self.left <= self._reserve() / 2 and number:
                 return

@@ -57,6 +57,8 @@ class ModelEngine:
       device: the micro-benchmark.
       journal: of the search.
       seconds: of the budget.
+      baseline: key of the candidate that is never timed less than others.
+      facts: what the model has.
     """
 
     model: Model
@@ -67,6 +69,7 @@ class ModelEngine:
     device: DeviceProfile
     journal: Journal
     seconds: float
+    baseline: str = ""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     _pool: collections.OrderedDict[str, Built] = dataclasses.field(
         default_factory=collections.OrderedDict
@@ -170,7 +173,8 @@ class ModelEngine:
             load = load[:WORKLOAD] if self.judging.uniform else load[: 2 * WORKLOAD]
             sides[each.key] = lambda i, flat=flat, load=load: flat(load[i % len(load)])
             weights[each.key] = each.batch or self.facts["batch"]
-        return interleave(sides, calls, weights=weights)
+        kept = frozenset(key for key in sides if key == self.baseline)
+        return interleave(sides, calls, weights=weights, keep=kept)
 
     # what is known without running
 

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import math
 import time
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,15 @@ def optimize(
     device = DeviceProfile.from_json(journal.do("device", None, lambda: profile().to_json()))
     groups = find_groups(model, judging.calls[0].arrays)
     engine = ModelEngine(
-        model, groups, calibration, judging, judges, device, journal, asked.budget.seconds
+        model,
+        groups,
+        calibration,
+        judging,
+        judges,
+        device,
+        journal,
+        asked.budget.seconds,
+        base.key,
     )
     search = Search(
         engine, journal, found, asked.objective, asked.budget, float(max_drop), progress,
@@ -357,10 +366,25 @@ def digest(data: Dataset) -> str:
 
 
 def _name(metric: Any) -> str:
+    """Return what a journal knows a metric by: its name, and a digest of its own code."""
     if metric is None or isinstance(metric, str):
         return metric or "cosine"
     module, name = getattr(metric, "__module__", ""), getattr(metric, "__qualname__", "")
-    return f"{module}.{name}" if name else type(metric).__qualname__
+    code = getattr(metric, "__code__", None)
+    if code is None:
+        return f"{module}.{name or type(metric).__qualname__}"
+    return f"{module}.{name} {hashlib.sha256(_code(code)).hexdigest()[:16]}"
+
+
+def _code(code: types.CodeType) -> bytes:
+    """Return the bytes of a function's code, with those of the functions inside it."""
+    inner = [_code(each) for each in code.co_consts if isinstance(each, types.CodeType)]
+    consts = [
+        repr(sorted(map(repr, x)) if isinstance(x, frozenset) else x)
+        for x in code.co_consts
+        if not isinstance(x, types.CodeType)
+    ]
+    return b"".join([code.co_code, repr((consts, code.co_names)).encode(), *inner])
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
