@@ -40,7 +40,8 @@ class Product:
       times: how often it runs in a call: the trips of the scans around it.
       flops: of all these times; 0 in a branch that this platform does not take.
       site: the parameter that it multiplies by; None: of activations, or of other values.
-      certain: whether it runs in every call: not in a branch by data, nor in a while loop.
+      certain: whether it surely runs in every call: not in a branch by data, nor in a while loop,
+        its result is needed, and no product before it multiplies the same.
       counted: whether ``flops`` is in a model's sum: of branches by data only the dearest is.
       fixed: whether it depends on parameters alone.
       chained: whether folding may make one product of it and a neighbour.
@@ -177,6 +178,8 @@ class _Walker:
     def __init__(self, sites: Mapping[Address, Site]):
         self.sites = sites
         self.chained: set[Address] = set()
+        self.seen: set[Any] = set()
+        self.kept: list[_Value] = []  # so that no other value gets the id of one that was seen
 
     def walk(
         self, jaxpr: Any, values: Sequence[_Value], address: Address, times: int, certain: bool
@@ -189,16 +192,18 @@ class _Walker:
             return still if hasattr(var, "val") else env.get(var, still)
 
         found: list[Product] = []
+        needed = _needed(jaxpr)
         for index, eqn in enumerate(jaxpr.eqns):
+            sure = certain and index in needed
             given = [read(var) for var in eqn.invars]
             at = (*address, index)
             if inside := bodies(eqn):
-                own, outs = self._enter(eqn, inside, given, at, times, certain)
+                own, outs = self._enter(eqn, inside, given, at, times, sure)
                 found += own
             else:
                 outs = [self._result(eqn, given, at)] * len(eqn.outvars)
                 if eqn.primitive.name in PRODUCTS:
-                    found.append(self._product(eqn, given, at, times, certain))
+                    found.append(self._product(eqn, given, at, times, sure))
             env |= zip(eqn.outvars, outs, strict=True)
         return found, [read(var) for var in jaxpr.outvars]
 
@@ -209,6 +214,12 @@ class _Walker:
         other = given[0 if site is None else 1 - site.side]
         if site is not None and other.linear is not None:
             self.chained |= {address, other.linear}
+        shapes = [var.aval.shape for var in eqn.invars]
+        same = (str(eqn.params), str(shapes), tuple(map(id, given)))
+        certain = certain and same not in self.seen
+        if certain:
+            self.seen.add(same)
+            self.kept += given
         return Product(
             *(eqn, address, times, times * flops_of(eqn), site, certain, True),
             fixed=not any(value.dynamic for value in given),
@@ -263,6 +274,18 @@ class _Walker:
         if name == "cond":
             branches = _chosen(eqn, branches)
         return [product for own in branches for product in own], outs
+
+
+def _needed(jaxpr: Any) -> set[int]:
+    """Return the equations whose results are read, directly or not, or that have effects."""
+    wanted = {var for var in jaxpr.outvars if not hasattr(var, "val")}
+    found: set[int] = set()
+    for index in range(len(jaxpr.eqns) - 1, -1, -1):
+        eqn = jaxpr.eqns[index]
+        if eqn.effects or any(var in wanted for var in eqn.outvars):
+            found.add(index)
+            wanted.update(var for var in eqn.invars if not hasattr(var, "val"))
+    return found
 
 
 def by_platform(eqn: Any) -> bool:

@@ -8,8 +8,9 @@ A bound discards candidates, so it must be safe: the peaks are the highest rates
 of that dtype reached in the micro-benchmark (convolutions may be faster than their FLOPs: cuDNN
 has Winograd's algorithm), and the margin is for what other shapes and clocks have hidden: 1.3,
 and as many times that as the machine had more to do than cores when it was measured. What may
-not run in a call is left out: branches, loops by data, elementwise arithmetic, rows of gathered
-tables, products that folding may compute once or join.
+not run in a call is left out: branches, loops by data, what no result needs, what is computed
+twice, elementwise arithmetic, rows of gathered tables, products that folding may compute once or
+join, attention by a kernel that skips what is masked.
 
 Source of the model: S. Williams, A. Waterman, D. Patterson, Roofline, 2009,
 https://doi.org/10.1145/1498765.1498785.
@@ -85,7 +86,8 @@ def rate_ratio(level: str, device: DeviceProfile) -> float | None:
       device: the micro-benchmark.
 
     Returns:
-      1 for float32; None for what was not measured, or is not supported.
+      1 for float32; None for what was not measured, or is not supported. On a busy machine it
+      may be off by much in either direction (``device.load``).
 
     Raises:
       InputError: there is no such level.
@@ -138,7 +140,9 @@ def _compute(
     for product in sure(found, candidate):
         group = of.get(product.path or "")
         level = read_level(level_of(candidate, group))
-        dtype = compute_dtype(product, level if group else level._replace(scheme=""))
+        if group is None and candidate.backend == "xla":  # NNCF quantizes such as well
+            level = level._replace(scheme="")
+        dtype = compute_dtype(product, level)
         flops[dtype] = flops.get(dtype, 0) + product.flops
     seconds = 0.0
     for dtype, count in flops.items():
@@ -157,6 +161,7 @@ def sure(found: Products, candidate: Candidate) -> list[Product]:
         if product.certain
         and product.flops
         and not (candidate.fold and (product.fixed or product.chained))
+        and not (candidate.attention == "cudnn" and product.site is None)  # it skips what is masked
     ]
 
 

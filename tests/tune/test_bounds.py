@@ -101,6 +101,7 @@ def test_what_was_not_measured_has_no_bound():
                        bandwidth=0.0, load=0.0)  # fmt: skip
     own = Candidate(backend="openvino", precision="int8")
     assert bound_ms(model, own, groups, x, with_it) == ms((A + B) / 8e9)
+    assert bound_ms(model, own, groups[:1], x, with_it) == ms((A + B) / 8e9)  # NNCF takes all
 
 
 def test_products_that_ask_for_less_than_float32_may_be_faster():
@@ -122,6 +123,14 @@ def test_attention_belongs_to_no_group_and_computes_in_the_base_dtype():
     for level, fast, base in (("f32", 1e9, 1e9), ("W8A8", 4e9, 1e9), ("bf16+W8A8", 4e9, 2e9)):
         found = bound_ms(model, Candidate(precision=level), groups, [x], FAST)
         assert found == ms(own / fast + scores / base)
+
+
+def test_fused_attention_may_skip_what_is_masked():
+    fn = lambda p, x: jnp.dot(jnp.dot(x, p["w"], precision=HIGHEST), jnp.tanh(x).T)
+    x = jnp.ones((6, 8))
+    model = ji.from_function(fn, {"w": jnp.ones((8, 8))}, (x,))
+    found = bound_ms(model, Candidate(attention="cudnn"), find_groups(model, [x]), [x], FAST)
+    assert found == ms(2 * 6 * 8 * 8 / 1e9)
 
 
 def test_what_may_not_run_does_not_count():
@@ -152,6 +161,10 @@ def test_what_may_not_run_does_not_count():
     assert bound(loop, x, jnp.asarray(3)) == 0
     assert bound(chain, x) == ms(2 * one / 1e9)
     assert bound(chain, x, fold=True) == 0  # folding may make one product of both
+    dead = lambda p, x: (dot(x, p["a"]), dot(jnp.tanh(x), p["b"]))[0]
+    twice = lambda p, x: jnp.tanh(dot(x, p["a"])) + jnp.sin(dot(x, p["a"]))
+    assert bound(dead, x) == ms(one / 1e9)
+    assert bound(twice, x) == ms(one / 1e9)
     assert bound(of_weights, x) == ms((one + 2 * 8**3) / 1e9)
     assert bound(of_weights, x, fold=True) == ms(one / 1e9)  # computed once
 

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.compile.openvino.function import available
+from jaxinfer.core.errors import MissingExtraError
 from jaxinfer.core.flops import count
 from jaxinfer.tune import _device_kernels as kernels
 from jaxinfer.tune import _device_measure as measure
 from jaxinfer.tune._device_cache import OF_ACCELERATORS, UNKNOWN, cache_bytes
+from jaxinfer.tune._device_openvino import openvino_kernels
 from jaxinfer.tune.device import DeviceProfile, profile
 
 
@@ -111,8 +114,6 @@ def test_the_fastest_call_counts():
 
 
 def test_without_openvino_it_says_so(monkeypatch):
-    from jaxinfer.core.errors import MissingExtraError
-
     def absent(*_):
         raise MissingExtraError("openvino is not installed")
 
@@ -123,9 +124,8 @@ def test_without_openvino_it_says_so(monkeypatch):
 
 
 def test_openvino_multiplies():
-    pytest.importorskip("openvino")
-    from jaxinfer.tune._device_openvino import openvino_kernels
-
+    if reason := available():
+        pytest.skip(reason)
     made = openvino_kernels((4, 8, 3), (5, 2))
     assert [(name, shape, flops) for name, shape, flops, _ in made] == [
         (name, *each)

@@ -12,9 +12,10 @@ import jaxinfer as ji
 from jaxinfer.core.errors import InputError
 from jaxinfer.core.leaves import leaves
 from jaxinfer.core.trace import trace
+from jaxinfer.numerics.formats import format_of
 from jaxinfer.tune import sensitivity
 from jaxinfer.tune._layers_levels import read_level
-from jaxinfer.tune._switch import PRODUCTS, decisions, level_weights, switched
+from jaxinfer.tune._switch import PRODUCTS, Switch, _fake, decisions, level_weights, switched
 from jaxinfer.tune.data import read
 from jaxinfer.tune.groups import find_groups
 from jaxinfer.tune.sensitivity import divergence, sensitivities
@@ -127,7 +128,8 @@ def test_casts_round_operands_and_result(case):
         return half(out).astype(jnp.float32)
 
     want, got = (
-        [[np.asarray(fn(PARAMS, *call.arrays))] for call in data.calls] for fn in (network, rounded)
+        [[np.asarray(jax.jit(fn)(PARAMS, *call.arrays))] for call in data.calls]
+        for fn in (network, rounded)
     )
     assert found == pytest.approx(divergence(got, want), rel=0.02)
     assert 1e-4 < found < 2**-7
@@ -230,6 +232,24 @@ def test_padding_rows_do_not_count(case):
     whole = read(model, [(ids, x)], check=False)
     got, want = (sensitivities(model, each, groups[3:4], "W8A8") for each in (filled, whole))
     assert got["up"] == pytest.approx(want["up"], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "bfloat16", "float16"])
+def test_rounding_survives_the_compiler(dtype):
+    """XLA may take conversions to a narrower float and back for superfluous; these must stay."""
+    x = normal(5, 64)
+    if dtype == "float8_e4m3fn":
+        got = jax.jit(lambda x: _fake(x, format_of(dtype), (1,), False))(x)
+        scale = np.abs(np.asarray(x)).max(1, keepdims=True) / 448
+        want = (np.asarray(x) / scale).astype(jnp.float8_e4m3fn).astype(np.float32) * scale
+        # a value in the middle of two codes may go either way by the division's rounding
+        close = np.isclose(np.asarray(got), want, rtol=1e-5)
+        assert close.mean() > 0.98
+    else:
+        switch = Switch({}, read_level({"bfloat16": "bf16", "float16": "f16"}[dtype]), {})
+        got = jax.jit(switch._rounded)(x)
+        np.testing.assert_array_equal(got, np.asarray(x).astype(dtype).astype(np.float32))
+    assert (np.asarray(got) != np.asarray(x)).mean() > 0.9
 
 
 def test_divergence():
