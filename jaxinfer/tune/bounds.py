@@ -77,9 +77,10 @@ def bound_ms(
 def rate_ratio(level: str, device: DeviceProfile) -> float | None:
     """Return how much faster than in float32 products at a level can be on a device.
 
-    The largest ratio at any measured shape, so a level with a ratio below 1 saves no time
-    anywhere: it is for leaving levels out. Weights alone (``W8A16``) have the ratio of decoding
-    and multiplying.
+    The best rates of each kind of product (matrix product, convolution, matrix-vector product)
+    are compared, and the largest ratio is taken, so a level far below 1 saves no time in products:
+    it is for leaving levels out. Weights alone (``W8A16``) have the ratio of decoding and
+    multiplying, at one shape, and (int8) that of a matrix-vector product.
 
     Args:
       level: of ``candidate.LEVELS``.
@@ -124,10 +125,17 @@ def _times(ratio: float, other: float | None) -> float | None:
 
 
 def _ratios(device: DeviceProfile, kind: str, name: str, against: str = "") -> list[float]:
-    """Return rates of one kind relative to float32's at the same shapes."""
+    """Return the best rate of one kind relative to the best of float32; none if not measured.
+
+    The best of several shapes: at a single shape one disturbed measurement would decide.
+    """
     found = device.rates.get(kind, {}).get(name, {})
     plain = device.rates.get(against or kind, {}).get("float32", {})
-    return [rate / plain[shape] for shape, rate in found.items() if plain.get(shape)]
+    if against:
+        found, plain = (
+            {k: each[k] for k in found.keys() & plain.keys()} for each in (found, plain)
+        )
+    return [max(found.values()) / max(plain.values())] if found and plain else []
 
 
 def _compute(

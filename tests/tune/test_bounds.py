@@ -176,7 +176,7 @@ def test_a_model_that_is_half_precision_already_computes_in_it():
     assert bound_ms(model, Candidate(), find_groups(model, [x]), [x], FAST) == ms(512 / 2e9)
 
 
-def test_rate_ratio_is_the_best_at_any_shape():
+def test_rate_ratio_is_that_of_the_best_rates():
     want = {
         "f32": 1.0,
         "bf16": 2.0,
