@@ -94,9 +94,19 @@ def levels_of(model: Model, candidate: Candidate, groups: Sequence[Group]) -> di
     if not own:
         return dict.fromkeys(leaves(model.params), candidate.precision)
     return {
-        path: own.get(group_of(path, groups) or "", candidate.precision)
+        path: own.get(_group(path, groups) or "", candidate.precision)
         for path in leaves(model.params)
     }
+
+
+def _group(path: str, groups: Sequence[Group]) -> str | None:
+    """Return the group of a parameter; of a joined bias that of the module around it."""
+    found = group_of(path, groups)
+    names = path.split(".")
+    place = next((i for i, name in enumerate(names) if "&" in name), 0)
+    if found is not None or not place:
+        return found
+    return group_of(".".join([*names[:place], "joined"]), groups)
 
 
 def cast_settings(levels: Mapping[str, str], base: str) -> tuple[str, list[Rule]] | None:

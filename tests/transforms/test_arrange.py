@@ -398,8 +398,9 @@ def test_what_cudnn_does_not_take_is_said(monkeypatch):
     np.testing.assert_allclose(got, rule(None, odd, odd, odd), rtol=1e-6)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "keys"])
+@pytest.mark.parametrize(
+    ("mask", "causal"), [("none", True), ("bool", False), ("float", True), ("keys", False)]
+)
 def test_what_is_asked_of_cudnn_is_attention(monkeypatch, mask, causal):
     """The kernel itself runs on GPUs alone: here XLA's implementation stands for it."""
     fused = pytest.importorskip("jaxinfer_converters.aten._fused")
@@ -419,6 +420,7 @@ def test_what_is_asked_of_cudnn_is_attention(monkeypatch, mask, causal):
     masks = {"none": None, "bool": seen, "float": np.where(seen, normal(2, 1, 3, 5), -np.inf),
              "keys": np.array([True, False, True, True, True])}  # fmt: skip
     given = None if masks[mask] is None else jnp.asarray(masks[mask])
+    q, k, v = map(jnp.asarray, (q, k, v))
     want = _attend(q, k, v, given, causal=causal, scale=0.3)
     got = fused.attend(q, k, v, given, causal=causal, scale=0.3)
     assert got.dtype == want.dtype
@@ -452,7 +454,16 @@ def test_a_choice_reaches_no_further_than_its_context():
 # The transform.
 
 
-@pytest.mark.parametrize("other", [cast("bf16"), fold(), prune(), quantize("W8A16")])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        quantize("W8A16"),
+        *(pytest.param(other, marks=slow) for other in (cast("bf16"), fold(), prune())),
+    ],
+)
 def test_it_comes_before_or_after_the_others(other):
     x = image("NHWC")
     model = ji.from_function(network, weights(), (x,))
