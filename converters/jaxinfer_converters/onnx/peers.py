@@ -22,6 +22,7 @@ from jaxinfer.tune.bench._peer_inputs import Interface, calibration_batches
 from jaxinfer.tune.bench._worker import resident_mb
 from jaxinfer.tune.bench.side import Prepared
 
+PRODUCTS = ("Conv", "Gemm", "MatMul")
 Outputs = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 
@@ -57,13 +58,20 @@ class OnnxFile:
 
 
 def peer_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return precision, device, versions and notes of a peer."""
+    """Return precision, device, versions and notes of a peer.
+
+    Raises:
+      InputError: OpenVINO, where jaxinfer ran on something else than the CPU.
+    """
     peer = str(settings["peer"])
     packages = ["onnxruntime"] if peer.startswith("onnxruntime") else ["openvino"]
     packages += ["nncf"] if peer == "openvino-int8" else []
     found = {name: importlib.metadata.version(name) for name in packages}
     precision = "int8" if peer.endswith("int8") else "f32"
-    return {"precision": precision, "device": "cpu", "versions": found, "notes": []}
+    device = str(settings.get("device") or "cpu")
+    if device != "cpu" and peer.startswith("openvino"):
+        raise InputError(f"OpenVINO's sides are for the CPU, and jaxinfer ran on {device}")
+    return {"precision": precision, "device": device, "versions": found, "notes": []}
 
 
 def _fix_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -110,7 +118,7 @@ def _session(path: Path, settings: Mapping[str, Any]) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     provider = "CPUExecutionProvider"
-    if str(settings.get("device", "")).startswith(("gpu", "cuda")):
+    if str(settings.get("device") or "cpu") != "cpu":
         provider = "CUDAExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
             raise MissingExtraError("this onnxruntime has no CUDA: pip install onnxruntime-gpu")
@@ -119,9 +127,7 @@ def _session(path: Path, settings: Mapping[str, Any]) -> Any:
 
 def _feed(names: Sequence[str], path: Path, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Return the inputs by name: by place in the file, of which the session has dropped some."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    declared = [item.name for item in graph.input if item.name not in stored]
+    declared = _declared(path)
     if len(declared) != len(arrays):
         raise InputError(f"the ONNX file takes {len(declared)} inputs, the model {len(arrays)}")
     given = dict(zip(declared, arrays, strict=True))
@@ -145,7 +151,12 @@ def _by_openvino(
 def _quantized(
     settings: Mapping[str, Any], path: Path, arrays: Sequence[np.ndarray]
 ) -> tuple[Path, str]:
-    """Quantize by ONNX Runtime's static QDQ, weights by channel; returns the file and a note."""
+    """Quantize by ONNX Runtime's static QDQ, weights by channel; returns the file and a note.
+
+    Activations are unsigned (faster than signed with VNNI). Where activations are multiplied by
+    each other (attention), products alone are quantized: all of MiniLM has a cosine of 0.38 to
+    float32, its products alone 0.85, in the same time.
+    """
     from onnxruntime import quantization  # pyright: ignore[reportMissingImports]
     from onnxruntime.quantization.shape_inference import (  # pyright: ignore[reportMissingImports]
         quant_pre_process,
@@ -153,7 +164,7 @@ def _quantized(
 
     batches, note = calibration_batches(settings, arrays)
     ready, out = path.with_name("ready.onnx"), path.with_name("int8.onnx")
-    names = list(_feed(_declared(path), path, arrays))
+    names, attends = _declared(path), _attends(path)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -176,11 +187,25 @@ def _quantized(
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                op_types_to_quantize=list(PRODUCTS) if attends else None,
             )
     finally:
         logging.disable(level if level > logging.CRITICAL else logging.NOTSET)
-    done = f"quantized by ONNX Runtime (QDQ, weights by channel) on {len(batches)} batches"
+    what = "QDQ, weights by channel" + (", products alone" if attends else "")
+    done = f"quantized by ONNX Runtime ({what}) on {len(batches)} batches"
     return out, "; ".join([done, *note])
+
+
+def _attends(path: Path) -> bool:
+    """Return whether activations are multiplied by each other."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:  # in order: what is computed of constants alone is one
+        named = [name for name in node.input if name]
+        if node.op_type == "Constant" or (named and constant.issuperset(named)):
+            constant |= set(node.output)
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Attention")]
+    return any(not constant & set(node.input[:2]) for node in products)
 
 
 def _declared(path: Path) -> list[str]:

@@ -64,6 +64,7 @@ class TorchPeer:
         if self._half is not None:
             self.module = self.module.to(self._half)
         self.module = self.module.to(self._device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as for matmuls
         self.facts: dict[str, Any] = {
             "precision": _precision(self.module),
             "device": _device_name(self._device),
