@@ -37,6 +37,8 @@ class Numpy:
             raise ValueError(f"cannot {place}\nbecause")
         if what == "exit":
             print("a last word", flush=True)
+            if os.fork() == 0:  # a child that keeps the pipe open
+                time.sleep(600)
             os._exit(3)
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

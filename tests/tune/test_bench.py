@@ -400,6 +400,9 @@ def test_bad_calls(saved, tmp_path):
         bench_model(saved, ["tensorrt"])
     with pytest.raises(ArtefactError):
         bench_model(tmp_path / "none", ["torch"])
+    for source in ("nothing", "none/", "none.onnx"):
+        with pytest.raises(InputError, match="no such file or directory"):
+            bench_model(saved, ["torch"], source=source)
     with pytest.raises(InputError, match="no model directory"):
         bench_model(saved, [], tuned=tmp_path)
     with pytest.raises(InputError, match="there twice"):

@@ -11,7 +11,7 @@ from typing import Any
 from jaxinfer.core.errors import InputError, listing
 from jaxinfer.io.artefact import load
 from jaxinfer.tune.bench._inputs import draw, require_one_function
-from jaxinfer.tune.bench._peers import DEFAULT, check_names, origin, peer_side
+from jaxinfer.tune.bench._peers import DEFAULT, check_names, check_source, origin, peer_side
 from jaxinfer.tune.bench._run import Progress, bench
 from jaxinfer.tune.bench._worker import write_arrays
 from jaxinfer.tune.bench.result import BenchResult
@@ -62,10 +62,13 @@ def bench_model(
       profile: a folder for traces of jaxinfer's sides (TensorBoard's, and Perfetto's).
 
     Raises:
-      InputError: unknown peers, sizes and batches that do not fit, data that do not fit.
+      InputError: unknown peers, no such source, sizes and batches that do not fit, data that do
+        not fit.
       ArtefactError: no model directory.
     """
     check_names(against)
+    if source:
+        check_source(source)
     folder = Path(model_dir)
     model = load(folder, abstract=True)
     require_one_function(model)

@@ -64,6 +64,16 @@ def origin(source: str | None, provenance: Mapping[str, Any]) -> Origin:
     return Origin("", f"needs the original model: give its source (--source SRC); {known}")
 
 
+def check_source(source: str) -> None:
+    """Raise InputError for a source that names a file or directory which is not there."""
+    named = source.startswith("timm:") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", source)
+    if not named and not Path(source).exists():
+        raise InputError(
+            f"source {source!r}: no such file or directory; it is as for jaxinfer convert: a "
+            "checkpoint directory, timm:NAME, package.module:factory, model.pt2, model.onnx"
+        )
+
+
 def check_names(names: Sequence[str]) -> None:
     """Raise InputError for names that are no peers, with near misses; and for one given twice."""
     problems = []

@@ -89,8 +89,12 @@ class Process:
         """Return a line, nothing if the process has ended, or None if the time is over."""
         while b"\n" not in self._buffer:
             left = until - time.monotonic()
-            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+            if left <= 0:
                 return None
+            if not select.select([self._answers], [], [], min(left, 0.5))[0]:
+                if self._process.poll() is not None:
+                    return b""  # what it has started may keep the pipe open
+                continue
             more = os.read(self._answers, 1 << 16)
             if not more:
                 return b""
@@ -165,7 +169,7 @@ def usable_cpus() -> list[int]:
 
 
 def side_environment(threads: int, extra: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """Return the variables of a side's process: threads for every library, no caches, no telemetry.
+    """Return the variables of a side's process: threads for every library, no caches.
 
     ``scratch`` takes what TorchInductor compiles, so that nothing of an earlier run is found.
     """
@@ -180,7 +184,6 @@ def side_environment(threads: int, extra: Mapping[str, str], scratch: Path) -> d
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
         **extra,
     }
 

@@ -237,7 +237,10 @@ class _Batch:
             **side.settings, "threads": plan.threads, "seed": plan.seed, "device": self._device,
             "scratch": str(scratch), "batch": self._batch,
         }  # fmt: skip
-        process = Process(scratch / "log.txt", environ)
+        try:
+            process = Process(scratch / "log.txt", environ)
+        except OSError as error:
+            return row.replace(status=FAILED, reason=f"no process could be started: {error}")
         stack.callback(process.end)
         outputs = scratch / "outputs.npz"
         try:
