@@ -119,12 +119,14 @@ def _bind(equation: Equation, values: Sequence[Any], **changes: Any) -> list[Any
     return list(out) if primitive.multiple_results else [out]
 
 
-_ELEMENTWISE = """
-    abs add add_any and atan2 cbrt ceil clamp convert_element_type copy copy_p cos cosh
-    div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic
-    lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin
-    sinh sqrt square stop_gradient sub tan tanh xor
-""".split()
+_ELEMENTWISE = (
+    *("abs", "add", "add_any", "and", "atan2", "cbrt", "ceil", "clamp", "convert_element_type"),
+    *("copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
+    *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt"),
+    *("max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "reduce_precision"),
+    *("rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square"),
+    *("stop_gradient", "sub", "tan", "tanh", "xor"),
+)
 
 
 @MOVERS.register(*_ELEMENTWISE)
@@ -178,6 +180,14 @@ def concatenate(equation: Equation, values: Sequence[Any]) -> list[Any]:
     axis = perm.index(equation.params["dimension"])
     out = _bind(equation, [stored(value, perm) for value in values], dimension=axis)
     return [Moved(out[0], perm)]
+
+
+@MOVERS.register("split")
+def split(equation: Equation, values: Sequence[Any]) -> list[Any]:
+    """Parts along an axis."""
+    (moved,), axis = values, equation.params["axis"]
+    parts = _bind(equation, [moved.value], axis=moved.perm.index(axis))
+    return [Moved(part, moved.perm) for part in parts]
 
 
 @MOVERS.register("slice")

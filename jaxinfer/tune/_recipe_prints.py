@@ -1,9 +1,10 @@
 """Fingerprints: whether a model is the one that a recipe was made for.
 
 The program and the weights have a digest each. That of a converted model is of its graph as it is
-written in ``model.json``, the same under every version of JAX; that of a Python function is of its
-jaxpr, which another version of JAX may write otherwise, so its version stands beside it. The
-names, shapes and dtypes of inputs and parameters are a third: they say what differs.
+written in ``model.json`` (without the source lines, which are the user's machine's own), the same
+under every version of JAX; that of a Python function is of its jaxpr, which another version of JAX
+may write otherwise, so its version stands beside it. The names, shapes and dtypes of inputs and
+parameters are a third: they say what differs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def prints_of(model: Model) -> Prints:
     else:
         rewrites = [{"kind": each.kind, "args": each.to_json()} for each in model.rewrites]
         data = {"kind": model.program.kind, **model.program.to_json(), "rewrites": rewrites}
-        text, of = json.dumps(data, sort_keys=True, default=str), model.program.kind
+        text, of = json.dumps(_unsourced(data), sort_keys=True, default=str), model.program.kind
     digest = hashlib.sha256(text.encode())
     for name, blob in sorted(model.program.blobs.items()):
         digest.update(name.encode() + hashlib.sha256(blob).digest())
@@ -82,6 +83,17 @@ def _jaxpr(model: Model) -> tuple[str, list[Any]]:
         texts.append(_ADDRESS.sub("0x", str(traced.jaxpr)))
         consts += list(traced.consts)
     return "\n".join(texts), consts
+
+
+def _unsourced(data: Any) -> Any:
+    """Return plain data without the lines of source that nodes of a graph come from."""
+    if isinstance(data, Mapping):
+        return {
+            name: _unsourced(value)
+            for name, value in data.items()
+            if not (name == "source" and isinstance(value, str))
+        }
+    return list(map(_unsourced, data)) if isinstance(data, (list, tuple)) else data
 
 
 def _add(digest: Any, name: str, array: Any) -> None:

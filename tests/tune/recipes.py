@@ -13,7 +13,7 @@ from jaxinfer.tune.data import read
 from jaxinfer.tune.groups import find_groups
 from jaxinfer.tune.recipe import make_recipe
 
-D, F = 8, 32
+D = F = 16  # products of one shape are compiled once for all tests
 
 
 def normal(*shape, seed=0):
@@ -26,7 +26,7 @@ def weights(seed=0):
     return {
         "a": {"w": draw(0, D, F), "b": draw(1, F)},
         "b": {"w": draw(2, F, F), "b": draw(3, F)},
-        "head": {"w": draw(4, F, 3)},
+        "head": {"w": draw(4, F, 4)},
     }
 
 

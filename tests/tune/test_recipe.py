@@ -11,6 +11,7 @@ import pytest
 import jaxinfer as ji
 from jaxinfer.core.errors import ArtefactError, InputError
 from jaxinfer.tune._recipe_check import FIELDS
+from jaxinfer.tune._recipe_prints import _unsourced
 from jaxinfer.tune.candidate import Candidate
 from jaxinfer.tune.groups import Group
 from jaxinfer.tune.recipe import (
@@ -22,7 +23,7 @@ from jaxinfer.tune.recipe import (
     make_recipe,
     require_same_program,
 )
-from tests.tune.recipes import D, mlp, mlp_model, normal, recipe_of, weights
+from tests.tune.recipes import D, F, mlp, mlp_model, normal, recipe_of, weights
 
 FULL = Candidate(
     fold=True,
@@ -232,12 +233,12 @@ def test_another_program_is_refused_and_what_differs_is_said():
     with pytest.raises(InputError, match="program: inputs and parameters are alike, but it"):
         require_same_program(recipe, twice)
     params = {**weights(), "more": jnp.ones(2)}
-    params["head"] = {"w": jnp.asarray(normal(32, 5))}
+    params["head"] = {"w": jnp.asarray(normal(F, 5))}
     other = ji.from_function(mlp, params, (normal(4, D),))
     with pytest.raises(InputError) as caught:
         require_same_program(recipe, other)
     assert "more: not among the parameters of the recipe's model" in str(caught.value)
-    assert "head.w: required float32[32, 3], got float32[32, 5]" in str(caught.value)
+    assert "head.w: required float32[16, 4], got float32[16, 5]" in str(caught.value)
     many = {f"p{n}": jnp.ones(1) for n in range(30)}
     wide = ji.from_function(lambda p, x: x, many, (normal(4, D),))
     with pytest.raises(InputError, match="and 20 more parameters"):
@@ -261,6 +262,14 @@ def test_a_saved_program_is_known_by_what_is_written(tmp_path):
     recipe = make_recipe(one, Candidate(), (), {"x": (4, D)})
     assert recipe.prints.of == "stablehlo"
     assert require_same_program(recipe, two) == []
+
+
+def test_lines_of_source_are_no_part_of_a_program():
+    node = {"op": "aten.add.Tensor", "args": [{"ref": "x"}], "source": "/here/model.py:3: x + y"}
+    assert _unsourced({"nodes": [node]}) == {
+        "nodes": [{"op": "aten.add.Tensor", "args": [{"ref": "x"}]}]
+    }
+    assert _unsourced({"kwargs": {"source": {"ref": "y"}}}) == {"kwargs": {"source": {"ref": "y"}}}
 
 
 def test_the_environment_says_what_figures_depend_on():
