@@ -263,10 +263,11 @@ def shapes_of(model: Model, candidate: Candidate, dataset: Dataset) -> dict[str,
 def zeros(executable: Executable, buckets: Mapping[str, Sequence[int]]) -> list[Any]:
     """Return inputs of zeros that fit an executable's smallest bucket."""
     sizes = {name: min(each) for name, each in buckets.items()}
-    return [
-        np.zeros([sizes.get(str(dim), dim) for dim in leaf.shape], dtypes.canonical(leaf.dtype))
-        for leaf in executable._frame.leaves
-    ]
+    found = []
+    for leaf in executable._frame.leaves:
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in leaf.shape]
+        found.append(np.zeros(shape, dtypes.canonical(leaf.dtype)))
+    return found
 
 
 def _timed_call(executable: Executable, arrays: Sequence[Any]) -> float:

@@ -138,8 +138,8 @@ def apply_recipe(
     Args:
       recipe: a Recipe, the path of its file, or a directory with a ``recipe.json``.
       model: the model as it came, of the recipe's program. Other weights are allowed, and noted.
-      data: batches, as for ``ji.optimize``, or a Dataset. Needed by recipes with calibrated levels; else to
-        take shapes from, and to compare with the model as it came.
+      data: batches, as for ``ji.optimize``, or a Dataset. Needed by recipes with calibrated
+        levels; else to take shapes from, and to compare with the model as it came.
       metric: to judge with; None: the recipe's if it is one of jaxinfer's, else outputs alone.
       check: raise if the result is worse than the recipe allows.
 
@@ -273,7 +273,7 @@ def load_tuned(path: Any, data: Any = None, *, verify: bool = True) -> TunedMode
             raise InputError(
                 "load_tuned: int8 of OpenVINO is calibrated while it is compiled: give data"
             )
-        dataset = data if isinstance(data, Dataset) else read(model, data, check=False)
+        dataset = data if isinstance(data, Dataset) else read(model, data)
         calibration, _ = split(dataset, recipe.seed, recipe.split)
     groups, shapes = recipe.group_list, recipe.shapes
     built = assemble(model, candidate, groups, shapes, calibration, transform=False)
