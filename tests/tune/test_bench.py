@@ -545,6 +545,25 @@ def test_all_peers(converted, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_exported_program(converted, tmp_path):
+    torch = pytest.importorskip("torch")
+    for name in ("openvino", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    from tests.tune.bench_sides import network
+
+    module, args = network()
+    torch.export.save(torch.export.export(module, args), tmp_path / "net.pt2")
+    names = ["torch", "onnxruntime", "openvino"]
+    result = bench_model(
+        converted, names, source=str(tmp_path / "net.pt2"), batches=(2,), repeats=2
+    )
+    for row in result.rows:
+        assert row.measured, (row.side, row.reason)
+        assert row.error < 1e-5
+        assert row.notes == ()
+
+
+@pytest.mark.slow
 def test_a_tuned_directory_is_compiled_by_its_recipe(converted, tmp_path):
     model = ji.load(converted)
     batch = {"x": np.random.default_rng(0).normal(size=(4, 3, 7, 11)).astype(np.float32)}

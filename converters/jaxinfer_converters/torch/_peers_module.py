@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pathlib
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,11 @@ def _exported(path: pathlib.Path) -> torch.nn.Module:
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
     refuse_code(path)
-    return torch.export.load(path).module()
+    module = torch.export.load(path).module()
+    # an exported program has one mode; exporters set it on what they get, and it would raise
+    module.train = types.MethodType(lambda self, mode=True: self, module)  # pyright: ignore
+    module.eval = types.MethodType(lambda self: self, module)  # pyright: ignore
+    return module
 
 
 def _timm(name: str, seed: int) -> torch.nn.Module:
