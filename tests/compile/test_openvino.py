@@ -201,6 +201,11 @@ def test_moving_values():
             jnp.concatenate([turned, jnp.ones((7, 3, 1))], 2),
             jnp.stack([x, whole], 2),
             lax.squeeze(x[:, None], (1,)),
+            lax.squeeze(x[:, None].transpose(3, 1, 2, 0), (1,)),
+            lax.squeeze(x[:, None].transpose(2, 0, 1, 3)[:1], (0, 2)),
+            lax.pad(turned, 2.0, ((1, 2, 0), (0, 1, 0), (0, 0, 0))),
+            lax.pad(turned, x[0, 0, 0], ((1, -1, 0), (-1, 1, 0), (0, 2, 0))),
+            lax.pad(turned, 2.0, ((0, 0, 0),) * 3),
             jnp.broadcast_to(x[:1], (3, 5, 7)),
             jnp.broadcast_to(x[:1], (3, 5, 7)).sum(0),
             jnp.broadcast_to(x[:1], (3, 5, 7))[1:],
@@ -322,6 +327,26 @@ def test_products():
 
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def test_products_after_a_convolution():
+    """They are convolutions of 1 x 1, with the stride of the slice before them."""
+    kernel, w, rows = draw(3, 3, 4, 6), draw(6, 5), draw(9, 2)
+
+    def fn(x):
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+        far = lax.slice(y, (0, 0, 0, 0), (2, 7, 7, 6), (1, 3, 2, 1))
+        return [y @ w, y[:, ::2, ::2] @ w, far @ w, jnp.einsum("bhwc,oc->bhwo", y, w.T)]
+
+    def other(x):
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+        return [y[:, 1::2] @ w, y[:, :5] @ w, jnp.einsum("bhwc,ho->bcwo", y, rows)]
+
+    x = draw(2, 9, 8, 4)
+    for form, slices, products in ((fn, 0, 0), (other, 2, 1)):
+        check(form, x, tol=1e-5)
+        kinds = [node.get_type_name() for node in build(traced(form, x)).model.get_ops()]
+        assert (kinds.count("Slice"), kinds.count("MatMul")) == (slices, products)
 
 
 def test_convolutions():

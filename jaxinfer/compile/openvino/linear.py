@@ -151,9 +151,11 @@ def _pooled(graph: Graph, eqn: Any, x: Value, name: str) -> Value:
         out = _sum_pool(graph, out, window, strides, low, high, dilation)
     else:
         out = op.negative(out).output(0) if name == "reduce_window_min" else out
-        filled = _filled(graph, out, low, high, -np.inf)
-        none = [0] * len(window)
-        out = op.max_pool(filled, strides, dilation, none, none, window, "floor").output(0)
+        wide = [(n - 1) * step for n, step in zip(window, dilation, strict=True)]
+        if any(n > most for pair in (low, high) for n, most in zip(pair, wide, strict=True)):
+            out = _filled(graph, out, low, high, -np.inf)  # a window may hold padding alone
+            low = high = [0] * len(window)
+        out = op.max_pool(out, strides, dilation, low, high, window, "floor").output(0)
         out = op.negative(out).output(0) if name == "reduce_window_min" else out
     out = as_shape(graph, out, tuple(shape[a] for a in order))
     return Value(out, shape, None if order == tuple(range(rank)) else order)

@@ -118,7 +118,17 @@ def reshaped(graph: Graph, out: Any, shape: Sequence[int]) -> Value:
 
 @rule("squeeze", "expand_dims", moves=True)
 def _squeeze(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
-    return reshaped(graph, graph.full(values[0]), eqn.outvars[0].aval.shape)
+    (x,), shape = values, tuple(eqn.outvars[0].aval.shape)
+    gone = eqn.params.get("dimensions")
+    if x.perm is None or eqn.primitive.name != "squeeze" or not gone:
+        return reshaped(graph, graph.full(x), shape)
+    # in the order in which the axes are: what is transposed afterwards has fewer of them
+    gone = {axis % len(x.shape) for axis in gone}
+    left = [axis for axis in x.perm if axis not in gone]
+    kept = sorted(left)
+    perm = tuple(kept.index(axis) for axis in left)
+    out = reshaped(graph, graph.full(x, x.perm), [x.shape[axis] for axis in left]).out
+    return Value(out, shape, None if perm == tuple(sorted(perm)) else perm)
 
 
 @rule("transpose", moves=True)
@@ -237,10 +247,14 @@ def _pad(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
         return Value(graph.full(fill), shape)
     if any(inner for _, _, inner in config):
         raise Refused("between the elements (a dilation): has no counterpart here")
-    low, high = ([pair[side] for pair in config] for side in (0, 1))
-    op, out = graph.op, graph.full(x)
+    perm = None if is_const(x) else x.perm  # all in the order in which the axes are
+    order = perm or tuple(range(len(shape)))
+    low, high = ([config[axis][side] for axis in order] for side in (0, 1))
+    if not any((*low, *high)) and not is_const(x):
+        return x
+    op, out = graph.op, graph.full(x, perm)
     if any(n < 0 for n in (*low, *high)):  # cut first: what is cut is not there to be kept
-        sizes = np.shape(x) if is_const(x) else x.shape
+        sizes = list(out.shape)
         first = [max(-n, 0) for n in low]
         last = [size - max(-n, 0) for size, n in zip(sizes, high, strict=True)]
         if any(b <= a for a, b in zip(first, last, strict=True)):
@@ -249,14 +263,15 @@ def _pad(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
         out = op.slice(out, graph.ints(first), graph.ints(last), ones).output(0)
     low, high = ([max(n, 0) for n in pair] for pair in (low, high))
     if not any((*low, *high)):
-        return Value(out, shape)
+        return Value(out, shape, perm)
     given = graph.ints(low), graph.ints(high)
     dtype = np.dtype(eqn.outvars[0].aval.dtype)
     if is_const(fill):
-        return Value(op.pad(out, *given, "constant", graph.full(fill)).output(0), shape)
+        return Value(op.pad(out, *given, "constant", graph.full(fill)).output(0), shape, perm)
     zero = op.constant(np.zeros((), np.float32 if float_dtype(dtype) else dtype))
     out = op.pad(out, *given, "constant", zero).output(0)  # it takes constants only
-    inside = np.zeros(shape, bool)
-    inside[tuple(slice(a, n - b) for a, b, n in zip(low, high, shape, strict=True))] = True
+    whole = [shape[axis] for axis in order]
+    inside = np.zeros(whole, bool)
+    inside[tuple(slice(a, n - b) for a, b, n in zip(low, high, whole, strict=True))] = True
     out = graph.select(graph.constant(inside), out, graph.full(fill)).output(0)
-    return Value(out, shape)
+    return Value(out, shape, perm)

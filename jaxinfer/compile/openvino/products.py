@@ -9,6 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from jaxinfer.compile.openvino import patterns
 from jaxinfer.compile.openvino.attention import attention
 from jaxinfer.compile.openvino.graph import (
     Graph,
@@ -34,6 +37,8 @@ def _dot_general(graph: Graph, eqn: Any, values: Sequence[Operand]) -> Operand:
     right = _Side(y, contracting[1], batch[1])
     shape = tuple(eqn.outvars[0].aval.shape)
     if not batch[0] and len(right.free) <= 1 and len(contracting[0]) == 1:
+        if (made := _pointwise(graph, left, right)) is not None:
+            return made
         return _by_rows(graph, left, right, shape)
     # [batch.., m, k] x [batch.., k, n], with m, k, n products of sizes
     k = math.prod(left.sizes[a] for a in contracting[0])
@@ -76,6 +81,45 @@ class _Side:
 
 def _last(side: _Side, contracting: Sequence[int]) -> bool:
     return tuple(contracting) == tuple(range(len(side.sizes)))[-len(contracting) :]
+
+
+def _pointwise(graph: Graph, left: _Side, right: _Side) -> Value | None:
+    """[b, h, w, k] x [k, n] whose left side is channels-first inside, as a convolution has it.
+
+    A convolution of 1 x 1 then: OpenVINO has the layout of its neighbours for it, and adds what
+    follows in the same kernel. A stride that was a slice is the convolution's again.
+    """
+    x, (axis,), (by,) = left.value, left.contracting, right.contracting
+    if is_const(x) or not is_const(right.value) or len(right.free) != 1 or len(left.sizes) < 4:
+        return None
+    if x.perm != (0, axis, *range(1, axis)) or axis != len(left.sizes) - 1:
+        return None
+    count = len(left.sizes) - 2
+    out, steps = _unstrided(graph.full(x, x.perm), count)
+    weight = np.asarray(right.value).T if by == 0 else np.asarray(right.value)
+    kernel = graph.constant(np.ascontiguousarray(weight).reshape(*weight.shape, *[1] * count))
+    none = [0] * count
+    made = graph.op.convolution(out, kernel, steps, none, none, [1] * count)
+    graph.names.product(made, right.value)
+    return Value(made.output(0), (*left.sizes[:-1], weight.shape[0]), x.perm)
+
+
+def _unstrided(out: Any, count: int) -> tuple[Any, list[int]]:
+    """Return what every n-th element is taken of along the spatial axes, and these steps."""
+    none = [1] * count
+    if patterns.kind(out) != "Slice":
+        return out, none
+    x, *rest = patterns.args(out)
+    numbers = [patterns.values(each) for each in rest]
+    found = list(none)
+    for start, stop, step, axis in zip(
+        *(n.tolist() for n in numbers if n is not None), strict=True
+    ):
+        size = int(x.shape[axis])
+        if start != 0 or axis < 2 or step < 1 or (stop - 1) // step != (size - 1) // step:
+            return out, none
+        found[axis - 2] = step
+    return x, found
 
 
 def _by_rows(graph: Graph, left: _Side, right: _Side, shape: tuple[int, ...]) -> Value:
