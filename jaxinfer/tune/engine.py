@@ -24,6 +24,7 @@ from jaxinfer.core.errors import JaxinferError
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
 from jaxinfer.core.trace import trace
+from jaxinfer.transforms._arrange_trace import layer_loops
 from jaxinfer.tune.bounds import bound_ms
 from jaxinfer.tune.build import Built, build, transformed
 from jaxinfer.tune.candidate import Candidate
@@ -223,6 +224,7 @@ def facts_of(model: Model, data: Dataset) -> dict[str, Any]:
     example = [next(arrays) if spec.is_array else spec.value for spec in model.inputs]
     with x64_scope(x64_of(model.program)):
         (traced,) = trace(model, example)
+        loops = layer_loops(traced.jaxpr, len(traced.paths))
     names: set[str] = set()
     _primitives(traced.jaxpr, names)
     graph = getattr(model.program, "graph", None)
@@ -238,7 +240,7 @@ def facts_of(model: Model, data: Dataset) -> dict[str, Any]:
     return {
         "convolutions": "conv_general_dilated" in names,
         "attention": attention,
-        "scans": "scan" in names,
+        "scans": bool(loops),
         "batch": data.batch,
         "donate": donate,
     }
