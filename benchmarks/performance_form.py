@@ -49,8 +49,9 @@ def side_row(result: Result, side: str) -> Mapping[str, Any] | None:
 
 
 def ms(value: float) -> str:
-    """Return milliseconds in three digits or more."""
-    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    """Return milliseconds in three digits; more for thousands."""
+    places = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{places}f}"
 
 
 def paragraph(words: str) -> str:
@@ -70,7 +71,7 @@ COLOURS = {"own": "#0b7a4b", "peer": "#8e9aab", "void": "#e3c9cf"}
 
 
 def picture(results: Sequence[Result], path: pathlib.Path) -> None:
-    """Draw the medians of one model, a panel for each batch size, as SVG."""
+    """Draw the medians of one model, a panel for each batch size; SVG, or as the suffix says."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -93,8 +94,11 @@ def picture(results: Sequence[Result], path: pathlib.Path) -> None:
         for label, side in zip(panels[0].get_yticklabels(), sides, strict=True):
             label.set_fontweight("bold" if NAMES[side].startswith("*") else "normal")
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        made.savefig(path, format="svg", metadata=empty)
-    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+        made.savefig(
+            path, format=path.suffix[1:], metadata=empty if path.suffix == ".svg" else None
+        )
+    if path.suffix == ".svg":
+        path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
 
 
 def _panel(axes: Any, result: Result, sides: Sequence[str]) -> None:

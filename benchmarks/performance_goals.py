@@ -75,19 +75,26 @@ def in_float32(result: Result) -> Verdict:
     return _held(result, ours, F32, "in float32")
 
 
-def within_drop(result: Result) -> Verdict:
-    """Hold the fastest arrangement within the drop against the fastest int8 peer within it."""
-    ours = [
-        row
+def fastest_within(result: Result) -> str | None:
+    """Return the fastest of our own arrangements that stays within the drop."""
+    times = {
+        side: row["median_ms"]
         for side in (LOSSLESS, TUNED)
         if keeps(result, side) and (row := row_of(result, side)) is not None
-    ]
-    if not ours:
+    }
+    return min(times, key=times.__getitem__, default=None)
+
+
+def within_drop(result: Result) -> Verdict:
+    """Hold the fastest arrangement within the drop against the fastest int8 peer within it."""
+    side = fastest_within(result)
+    ours = row_of(result, side) if side else None
+    if ours is None:
         return Verdict(OPEN, None, 1.0, _why(result, TUNED))
     rivals = [side for side in INT8 if keeps(result, side)]
     if not rivals:
         return Verdict(OPEN, None, 1.0, "no int8 peer stays within the drop")
-    return _held(result, min(ours, key=lambda row: row["median_ms"]), rivals, "within the drop")
+    return _held(result, ours, rivals, "within the drop")
 
 
 def _held(result: Result, ours: Mapping[str, Any], peers: Sequence[str], words: str) -> Verdict:

@@ -39,7 +39,11 @@ def result():
         row("openvino-int8", 4.0, precision="int8"),
         row("torch", None, status="failed", reason="read /a/b/weights.bin at https://x.y"),
     ]
-    tuning = {"label": "f32, fold", "layers": [LAYER], "device": {"dispatch_us": 20.0}}
+    tuning = {
+        "label": "f32, fold",
+        "layers": [LAYER, {**LAYER, "name": "blocks.1"}],
+        "device": {"dispatch_us": 20.0},
+    }
     return {
         "model": "minilm", "title": "MiniLM", "batch": 8, "device": "cpu", "training": None,
         "metric": {
@@ -169,17 +173,26 @@ def test_a_missed_goal_is_shown_with_its_profile(result):
     shown = page.render(found(change(result, goals.LOSSLESS, median_ms=26.0)))
     assert "**missed by 100 %**" in shown
     assert "Batch 8, in float32: 100 % slower than the best" in shown
-    assert "the products, each alone, take 7.000 (27 %)" in " ".join(shown.split())
-    assert "| `blocks.0` | f32 | 2 | 7.000 | 70 % | 5.000 | 71 % |" in shown
+    assert "the products, each alone, take 14.0 (54 %)" in " ".join(shown.split())
+    assert "| `blocks.*` (2) | f32 | 4 | 14.0 | 54 % | 10.0 | 71 % |" in shown
     assert "slower than the best" not in page.render(found(result))
+
+
+def test_layers_that_differ_in_numbers_are_one():
+    second = {**LAYER, "name": "blocks.1", "time_ms": None}
+    third = {**LAYER, "name": "conv1.weight", "flops": 1.0}
+    one, alone = page.merged([LAYER, second, third])
+    assert (one["name"], one["count"], one["flops"]) == ("blocks.*", 2, 4e9)
+    assert (one["time_ms"], one["bound_ms"]) == (None, 10.0)  # a part was not timed
+    assert (alone["name"], alone["count"], alone["time_ms"]) == ("conv1.weight", 1, 7.0)
 
 
 def test_the_page_says_what_was_not_measured(result):
     shown = page.render(found(result))
     assert "Not measured on a GPU" in shown
     assert "Not measured on a CPU" not in shown
-    assert "| OpenVINO, int8 | 4.000 ± 0.040 (drops too much) |" in shown
-    assert "**8.000 ± 0.080**" in shown  # the fastest that counts
+    assert "| OpenVINO, int8 | 4.00 ± 0.040 (drops too much) |" in shown
+    assert "**8.00 ± 0.080**" in shown  # the fastest that counts
 
 
 def test_goals_of_the_search(result):
@@ -213,7 +226,7 @@ def test_results_are_written_with_numbers_on_one_line(tmp_path):
     assert "[ 1.5, -2e-07, 3 ]" in text
 
 
-@pytest.mark.parametrize(("ms", "expected"), [(0.1, (100, 20)), (100.0, (50, 5)), (9000.0, (5, 5))])
+@pytest.mark.parametrize(("ms", "expected"), [(0.1, (100, 20)), (100.0, (50, 5)), (9000.0, (4, 2))])
 def test_slow_models_are_timed_less_often(ms, expected):
     found = {"lossless": {"missing": "x"}, "tuned": {"baseline": {"p50_ms": ms}}}
     assert performance._counts(found, 5.0) == expected
