@@ -32,8 +32,10 @@ class BudgetError(JaxinferError, ValueError):
 class Engine(Protocol):
     """What makes the numbers of a search; every result is JSON."""
 
-    facts: Mapping[str, Any]
-    """What the model has: ``convolutions``, ``attention``, ``scans``, ``batch``, ``donate``."""
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the model has: ``convolutions``, ``attention``, ``scans``, ``batch``, ``donate``."""
+        ...
 
     def build(self, candidate: Candidate) -> dict[str, Any]:
         """Compile; returns compile_s, first_call_ms, peak_bytes, weight_bytes, notes, or failed."""
@@ -75,6 +77,7 @@ class State:
     Attributes:
       engine, journal, space, objective, budget: what it works with.
       max_drop: allowed drop of the metric.
+      sensitivities: of groups, by level, where they were measured.
       found: measurements by the candidate's key, in the order proposed.
     """
 
@@ -88,6 +91,7 @@ class State:
     found: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    sensitivities: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     compiles: int = 0
     cost_s: dict[str, float] = dataclasses.field(default_factory=dict)
     stage: str = "baseline"

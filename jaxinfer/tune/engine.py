@@ -39,6 +39,8 @@ from jaxinfer.tune.timing import interleave
 
 WORKLOAD = 8  # calls with different data that are timed in turn
 SENSITIVITY_SAMPLES = 32
+SWITCHED = 2.0  # times the model's own time: what a program with switches takes, about
+SHARE = 0.05  # of the budget, for one table of sensitivities or of savings
 QUICK = 40  # parts of the budget that one pass over the data that judge may take
 _BUILD_ERRORS = (
     JaxinferError, DeviceMemoryError, MemoryError, ValueError, TypeError, NotImplementedError,
@@ -76,6 +78,7 @@ class ModelEngine:
         default_factory=collections.OrderedDict
     )
     _quick: int = 0
+    _sample_s: float = 0.0
     _made: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -158,6 +161,7 @@ class ModelEngine:
     def learn(self, run_s: float) -> None:
         """Choose how many calls judge during the search, from the time that all of them take."""
         calls = len(self.judging.calls)
+        self._sample_s = run_s / max(1, self.judging.size)
         share = self.seconds / QUICK / max(run_s, 1e-9)
         self._quick = calls if share >= 1 else max(1, min(calls, round(calls * share)))
         self.facts["judged_all"] = self._quick == calls
@@ -206,15 +210,25 @@ class ModelEngine:
         """Return the divergence of each group alone at a level, on the calibration data."""
         if not self.calibration.calls:
             return {}
-        data = self.calibration.take(SENSITIVITY_SAMPLES)
+        data = self.calibration.take(self._sensitivity_samples())
         plain = level if level != "int8" else "W8A8-static"
         found = sensitivities(self.model, data, self.groups, plain)
         return {name: _number(value) for name, value in found.items()}
 
+    def _sensitivity_samples(self) -> int:
+        """Return how many samples run once for each group in a small share of the budget."""
+        each_s = SWITCHED * self._sample_s * (len(self.groups) + 1)
+        fit = int(SHARE * self.seconds / each_s) if each_s > 0 else SENSITIVITY_SAMPLES
+        batch = max(1, self.calibration.batch)
+        fit = fit - fit % batch if fit >= batch else fit  # whole calls
+        return max(1, min(SENSITIVITY_SAMPLES, fit))
+
     def savings(self, level: str) -> dict[str, float]:
         """Return the milliseconds that each group may save at a level."""
         plain = level if level != "int8" else "W8A8"
-        times = product_times(self.model, self.groups, self.judging.calls[0].arrays, plain)
+        times = product_times(
+            self.model, self.groups, self.judging.calls[0].arrays, plain, SHARE * self.seconds
+        )
         return {name: float(value) for name, value in times.items()}
 
 

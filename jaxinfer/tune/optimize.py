@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,9 @@ def optimize(
         results = dataclasses.replace(results, seconds=_rounded(search.seconds), verdict=text)
         raise UnmetError(text, results)
     best = Candidate.from_json(held[chosen].candidate)
-    rows = search._stage("layers", lambda: _layers(engine, best, journal, notes))
+    rows = search._stage(
+        "layers", lambda: _layers(engine, best, held, search.sensitivities, journal, notes)
+    )
     results = dataclasses.replace(
         results,
         layers=rows,
@@ -201,6 +203,7 @@ def optimize(
         return tuned_of(built, recipe)
 
     model_made = make(best, held[chosen])
+    assert model_made.recipe is not None
     return Plan(results, model_made.recipe, model_made, make)
 
 
@@ -330,12 +333,17 @@ class _Judges:
 
 
 def _layers(
-    engine: ModelEngine, best: Candidate, journal: Journal, notes: list[str]
+    engine: ModelEngine,
+    best: Candidate,
+    held: Sequence[Measurement],
+    sensitivities: Mapping[str, Mapping[str, float]],
+    journal: Journal,
+    notes: list[str],
 ) -> list[Layer]:
     """Return the table of layers of what was chosen."""
-    level = next((each for each in best.levels if each != "f32"), "")
-    known: dict[str, float] = {}
-    if level:
+    level = next((each for each in best.levels if each != "f32"), "") or _fastest_level(held)
+    known = sensitivities.get(level)
+    if level and known is None:
         known = journal.do("sensitivities", level, lambda: engine.sensitivities(level))
 
     def work() -> dict[str, Any]:
@@ -343,13 +351,23 @@ def _layers(
         said: list[str] = []
         found = layers(
             engine.model, best, engine.groups, arrays, engine.device, known,
-            level=level, seconds=min(LAYERS_S, 0.1 * engine.seconds), note=said.append,
+            level=level, seconds=min(LAYERS_S, 0.05 * engine.seconds), note=said.append,
         )  # fmt: skip
         return {"rows": [dataclasses.asdict(each) for each in found], "notes": said}
 
     found = journal.do("layers", best.to_json(), work)
     notes += found["notes"]
     return [Layer(**each) for each in found["rows"]]
+
+
+def _fastest_level(held: Sequence[Measurement]) -> str:
+    """Return the lower precision that was fastest for the whole model; "" if none was timed."""
+    levels = [
+        (each.p50_ms, str(each.candidate["precision"]))
+        for each in held
+        if each.p50_ms is not None and "precision" in each.candidate
+    ]
+    return min(levels)[1] if levels else ""
 
 
 def digest(data: Dataset) -> str:

@@ -38,6 +38,7 @@ from jaxinfer.tune.results import pareto
 from jaxinfer.tune.space import structures
 
 FINALISTS = 4
+GROUPS_SHARE = 0.2  # of the budget, for which groups are not begun with less
 NEAR = 1.5  # compiler options are not tried on what is further behind
 
 
@@ -142,9 +143,6 @@ class Search(State):
                 made.append(best["xla"].replace(precision=level))
             if "openvino" in best and level in ("int8", "bf16"):
                 made.append(best["openvino"].replace(precision=level))
-                if self.space["fold"]:  # NNCF knows one of the two graphs better
-                    other = not best["openvino"].fold
-                    made.append(best["openvino"].replace(precision=level, fold=other))
         ready = [each for each in made if self._prepare(each)]
         rivals = [best[name] for name in dict.fromkeys(each.backend for each in ready)]
         self._halving([*rivals, *ready])
@@ -166,9 +164,15 @@ class Search(State):
     def _groups(self, levels: Sequence[Candidate]) -> None:
         for whole in levels:
             level = whole.precision
+            if self.left < GROUPS_SHARE * self.budget.seconds:
+                left = max(0.0, self.left)
+                self.notes.append(f"{level} for a part of the groups: not tried, {left:.0f} s left")
+                continue
+            self._say(f"sensitivities of groups at {level}")
             divergence = self.journal.do(
                 "sensitivities", level, lambda level=level: self.engine.sensitivities(level)
             )
+            self.sensitivities[level] = divergence
             if not divergence:
                 self.notes.append(f"{level} for a part of the groups: no sensitivities")
                 continue
