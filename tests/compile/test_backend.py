@@ -1,5 +1,6 @@
 """The OpenVINO back-end behind the same interface: buckets, checks, refusal and fallback, files."""
 
+import concurrent.futures
 import importlib.util
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.compile.guard import no_compile
 from jaxinfer.compile.openvino import function as _openvino
 from jaxinfer.compile.store import load_executable
 from jaxinfer.core.errors import InputError, MissingExtraError
@@ -165,3 +167,46 @@ def test_options_of_int8_that_do_not_fit():
         make(preset="mixed", ignore=["in.weight"])
     with pytest.raises(InputError, match=r"(?s)transformer: .*ignore: .*smooth_quant: .*got 7"):
         make(quantize=batches, transformer="yes", ignore="in.weight", smooth_quant=7)
+
+
+# Calls.
+
+
+def wide():
+    """A model with a small and a large result (above what a request keeps memory for)."""
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(64, 512)) / 8, jnp.float32)
+    fn = lambda p, x: (jnp.tanh(x @ p), (x * 2).mean(-1), x)
+    return ji.from_function(fn, w, (jnp.ones((48, 64)),))
+
+
+def test_results_are_new_arrays_and_inputs_may_change_afterwards():
+    exe = ji.compile(wide(), backend="openvino")
+    x = np.random.default_rng(1).normal(size=(48, 64)).astype(np.float32)
+    want = [np.array(out) for out in wide()(x)]
+    first = exe(x)
+    kept = x.copy()
+    x[:] = 7
+    second = exe(x)
+    assert all(isinstance(out, jax.Array) for out in (*first, *second))
+    for got, expected in zip(first, want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=TOL)
+    np.testing.assert_array_equal(first[2], kept)
+    np.testing.assert_allclose(second[1], 14, rtol=1e-6)
+
+
+def test_calls_at_the_same_time():
+    exe, model = ji.compile(wide(), backend="openvino"), wide()
+    inputs = [
+        np.random.default_rng(seed).normal(size=(48, 64)).astype(np.float32) for seed in range(24)
+    ]
+    want = [[np.array(out) for out in model(x)] for x in inputs]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(lambda x: exe(x), inputs * 2), want * 2, strict=True):
+            for g, w in zip(got, expected, strict=True):
+                np.testing.assert_allclose(g, w, atol=TOL)
+
+
+def test_calls_compile_nothing():
+    exe = ji.compile(wide(), backend="openvino", warm_up=False, check=False)
+    with no_compile():
+        assert exe(np.ones((48, 64), np.float32))[1].shape == (48,)

@@ -85,6 +85,18 @@ def test_weights_live_as_long_as_the_function():
     np.testing.assert_array_equal(made([np.ones((2, 300), np.float32)])[1], first)
 
 
+def test_large_inputs_and_results_are_not_copied():
+    """And are those of their own call all the same; some are not contiguous."""
+    made = compile_jaxpr(traced(lambda x: (x + 1, x.sum()), jnp.ones((200, 300))))
+    inputs = [np.asarray(draw(200, 300)), np.asarray(draw(300, 200)).T]
+    results = [made([x]) for x in inputs]
+    for x, (more, total) in zip(inputs, results, strict=True):
+        np.testing.assert_array_equal(more, x + 1)
+        np.testing.assert_allclose(total, x.sum(), rtol=1e-3, atol=1e-2)
+        assert more.ctypes.data % 64 == 0  # which XLA takes over as it is
+        assert np.shares_memory(more, np.asarray(jax.device_put(more)))
+
+
 def test_calls_from_several_threads():
     w = draw(64, 64)
     made = compile_jaxpr(traced(lambda x: jnp.tanh(x @ w), draw(8, 64)))

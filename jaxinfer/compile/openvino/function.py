@@ -29,12 +29,12 @@ import jaxinfer.compile.openvino.linear
 import jaxinfer.compile.openvino.products
 import jaxinfer.compile.openvino.rules  # noqa: F401  (the four register rules)
 from jaxinfer.compile.openvino.graph import OpenVINOUnsupported as OpenVINOUnsupported
-from jaxinfer.compile.openvino.graph import writable
 from jaxinfer.compile.openvino.loading import load_openvino
 from jaxinfer.compile.openvino.model import Built, Input, build, held_as
 from jaxinfer.compile.openvino.model import unsupported as unsupported
 from jaxinfer.compile.openvino.quantization import Quantization as Quantization
 from jaxinfer.compile.openvino.quantization import quantized
+from jaxinfer.compile.openvino.request import Request
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import (
     ArtefactError,
@@ -115,9 +115,21 @@ class OpenVINOFunction:
     ):
         self._built = built
         self._facts = dict(facts if facts is not None else built.facts)
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._openvino = load_openvino()
         self._options = _checked(self._openvino, threads, options)
+        # inputs that need no conversion, and outputs that are not OpenVINO's as they are
+        self._expected = [
+            (shape, dtypes.dtype_of(dtype), dtype == "float32") for shape, dtype in built.in_avals
+        ]
+        self._narrow = any(held_as(dtype) != dtypes.dtype_of(dtype) for _, dtype in built.in_avals)
+        self._others = [
+            index
+            for index, (place, (_, dtype)) in enumerate(
+                zip(built.outputs, built.out_avals, strict=True)
+            )
+            if type(place) is not int or held_as(dtype) != dtypes.dtype_of(dtype)
+        ]
         self._compiled: Any = None
         started = time.perf_counter()
         if built.model is not None:
@@ -141,36 +153,49 @@ class OpenVINOFunction:
     def __call__(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         """Compute the outputs for the inputs, in order.
 
-        Contiguous arrays are read where they are; outputs are new arrays.
+        Large contiguous arrays are read where they are, small ones copied; outputs are new arrays.
 
         Raises:
           InputError, InputTypeError: inputs that do not fit; all at once.
         """
-        given = self._fitting(arrays)
-        outs = [self._empty(*aval) for aval in self._built.out_avals]
+        given = self._given(arrays)
+        outs: list[Any] = [None] * len(self._built.outputs)
         if self._compiled is not None:
             request = self._request()
-            tensor = self._openvino.Tensor
-            for place, index in enumerate(self._built.inputs):
-                request.set_input_tensor(place, tensor(writable(given[index]), True))
-            for place, out in zip(self._built.outputs, outs, strict=True):
-                if type(place) is int:
-                    request.set_output_tensor(place, tensor(out, True))
-            request.infer()
+            request.run(given, outs)
             self._requests.put(request)
-        for index, place in enumerate(self._built.outputs):
-            if isinstance(place, np.ndarray):
-                outs[index] = np.array(place)
-            elif isinstance(place, Input):
+        for index in self._others:
+            place = self._built.outputs[index]
+            if isinstance(place, Input):
                 outs[index] = np.array(arrays[place.index])
-        avals = self._built.out_avals
-        return [_narrowed(out, dtype) for out, (_, dtype) in zip(outs, avals, strict=True)]
+            else:
+                dtype = dtypes.dtype_of(self._built.out_avals[index][1])
+                outs[index] = (
+                    np.array(place) if isinstance(place, np.ndarray) else outs[index].astype(dtype)
+                )
+        return outs
 
-    def _request(self) -> Any:
+    def _request(self) -> Request:
         try:
             return self._requests.get_nowait()
         except queue.Empty:
-            return self._compiled.create_infer_request()
+            return Request(self._openvino, self._compiled, self._built)
+
+    def _given(self, arrays: Sequence[Any]) -> Sequence[np.ndarray]:
+        """Return the inputs as contiguous arrays without NaN; what is common costs little."""
+        if self._narrow or len(arrays) != len(self._expected):
+            return self._fitting(arrays)
+        given = []
+        for value, (shape, dtype, floating) in zip(arrays, self._expected, strict=True):
+            array = np.asarray(value)
+            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                return self._fitting(arrays)
+            if floating and array.size:
+                largest = np.maximum.reduce(array, axis=None)
+                if largest != largest:  # NaN is the largest of all
+                    return self._fitting(arrays)
+            given.append(array)
+        return given
 
     def _fitting(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         avals = self._built.in_avals
@@ -194,9 +219,6 @@ class OpenVINOFunction:
                 listing("inputs that do not fit:", [*shapes, *types])
             )
         return found
-
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.empty(shape, held_as(dtype))
 
     def report(self) -> dict[str, Any]:
         """Return what was compiled, as plain data.
@@ -327,10 +349,6 @@ def _widened(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, held_as(str(array.dtype)) if array.size else None).reshape(
         array.shape
     )
-
-
-def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
-    return array.astype(dtypes.dtype_of(dtype), copy=False)
 
 
 def _place_json(place: Any) -> Any:
