@@ -242,7 +242,7 @@ class State:
         """Time candidates in turn; adds to their times."""
         if not candidates:
             return
-        limit = max(1.0, 0.08 * self.budget.seconds)
+        limit = max(1.0, 0.05 * self.budget.seconds)
         expected = sum(self._expected_s(each) for each in candidates)
         calls = max(3, min(calls, int(limit / expected) if expected > 0 else calls))
         what = [[each.to_json() for each in candidates], calls, self.stage]
