@@ -105,7 +105,8 @@ def pareto(measurements: Sequence[Measurement]) -> list[int]:
     """
 
     def point(each: Measurement) -> tuple[float, float]:
-        assert each.p50_ms is not None and each.drop is not None
+        assert each.p50_ms is not None
+        assert each.drop is not None
         return each.p50_ms / max(1, each.batch), max(0.0, each.drop)
 
     known = [
