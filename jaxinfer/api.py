@@ -11,9 +11,9 @@ from jaxinfer.core.program import FunctionProgram, find_entry_point, signature_o
 
 if TYPE_CHECKING:
     from jaxinfer.compile.executable import Executable
+    from jaxinfer.core.frontend import Progress
     from jaxinfer.tune.plan import Plan
     from jaxinfer.tune.tuned import TunedModel
-    from jaxinfer.core.frontend import Progress
 
 
 def from_torch(
