@@ -177,7 +177,7 @@ def measure(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any
         if options.again:
             shutil.rmtree(folder)
             folder.mkdir()
-        command = search_command(name, batch, device, options.budget, folder)
+        command = search_command(name, batch, device, options.budget, folder, options.like)
         subprocess.run(command, check=True)  # of it nothing is left when sides are timed
     found = json.loads(found_path.read_text())
     judged = judge(name, device)
@@ -203,7 +203,7 @@ def measure(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any
             "reference": judged["torch"].get("metric"),
             "samples": case.samples[1],
         },
-        "budget_s": options.budget,
+        "budget_s": None if options.like else options.budget,
         "training": training.reached(name) if name in training.TRAINED else None,
         "tunings": found,
         "judged": judged,
@@ -255,6 +255,10 @@ def main() -> None:
     parser.add_argument(
         "--autotune", nargs="*", type=int, default=[], metavar="BATCH",
         help="max-autotune at these batch sizes alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--like", type=int, default=0, metavar="BATCH",
+        help="no search: apply the recipes that were found at this batch size",
     )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also what has results")
     parser.add_argument("--train", action="store_true", help="train, convert, and stop")

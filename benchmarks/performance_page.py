@@ -224,7 +224,7 @@ def _times(results: Sequence[Result]) -> str:
 
 def _time(result: Result, side: str, row: Mapping[str, Any] | None) -> str:
     if row is None:
-        return ""
+        return "not run"
     if row["status"] != "measured":
         return row["status"]
     text = f"{ms(row['median_ms'])} ± {ms(row['mad_ms'])}"
@@ -290,7 +290,8 @@ def _chosen(results: Sequence[Result]) -> str:
 
 
 def _found_label(tuning: Mapping[str, Any]) -> str:
-    return tuning.get("label") or tuning.get("missing") or "nothing"
+    label = tuning.get("label") or tuning.get("missing") or "nothing"
+    return f"{label}, as at batch {tuning['like']}" if "like" in tuning else label
 
 
 def _faults(results: Sequence[Result]) -> list[str]:
@@ -460,9 +461,12 @@ def _environment(found: Mapping[str, Any], device: str) -> str:
 
 
 def _budget(models: Mapping[str, Sequence[Result]]) -> list[str]:
-    budgets = {result["budget_s"] for results in models.values() for result in results}
+    budgets = {r["budget_s"] for results in models.values() for r in results if r["budget_s"]}
     shown = " or ".join(f"{each:g}" for each in sorted(budgets))
-    return [f"Searches had {shown} s for each model and batch size."]
+    return [
+        f"Searches had {shown} s for each model and batch size (*as at batch n*: "
+        "a recipe that was found at that size, applied without a search)."
+    ]
 
 
 def _measured(environment: Mapping[str, Any], result: Mapping[str, Any] | None = None) -> str:

@@ -119,6 +119,57 @@ def search(name: str, batch: int, device: str, budget: float, folder: pathlib.Pa
     write(folder / "search.json", found)
 
 
+def replay(name: str, batch: int, device: str, like: int, folder: pathlib.Path) -> None:
+    """Make again at this batch size what was found at another, and write it to ``search.json``."""
+    import jax
+
+    import jaxinfer as ji
+    from benchmarks import performance_models as models
+    from jaxinfer.tune.device import profile
+    from jaxinfer.tune.tuned import apply_recipe
+
+    _require(device, jax.default_backend())
+    case, data, found = models.CASES[name], models.data(name), {}
+    model, source = ji.load(converted(name)), folder.parent / f"{device}-{like}"
+    measured = profile()
+    known = json.loads((source / "search.json").read_text())
+    for tuning, each in known.items():
+        if "missing" in each:
+            found[tuning] = each
+            continue
+        started = time.perf_counter()
+        calls = dataset(model, data["search"], batch)
+        tuned = apply_recipe(source / tuning, model, calls, metric=case.metric, check=False)
+        tuned.save(folder / tuning, overwrite=True)
+        base = {"p50_ms": each["baseline"]["p50_ms"] * batch / like}  # to choose repeats
+        found[tuning] = {
+            "like": like,
+            "candidate": each["candidate"],
+            "label": each["label"],
+            "test_metric": metric_of(tuned.executable.flat, model, case, data["test"], batch),
+            "baseline": base,
+            "layers": _layers(model, tuned.recipe, calls.calls[0].arrays, measured),
+            "device": _device(measured.to_json()),
+            "seconds": {"whole": round(time.perf_counter() - started, 1)},
+            "notes": list(tuned.notes),
+        }
+        print(f"{name} batch {batch} {tuning}: {each['label']} as at batch {like}", flush=True)
+    write(folder / "search.json", found)
+
+
+def _layers(model: Any, recipe: Any, arrays: Any, measured: Any) -> list[dict[str, Any]]:
+    import dataclasses
+
+    from jaxinfer.tune.groups import find_groups
+    from jaxinfer.tune.layers import layers
+
+    groups = find_groups(model, arrays)
+    return [
+        dataclasses.asdict(each)
+        for each in layers(model, recipe.candidate, groups, arrays, measured)
+    ]
+
+
 def optimized(
     model: Any, case: Any, data: Any, journal: pathlib.Path, tuning: Tuning, budget: float
 ) -> Any:
@@ -303,12 +354,12 @@ def write(path: pathlib.Path, data: Any) -> None:
 
 
 def search_command(
-    name: str, batch: int, device: str, budget: float, folder: pathlib.Path
+    name: str, batch: int, device: str, budget: float, folder: pathlib.Path, like: int = 0
 ) -> list[str]:
-    """Return the command that runs the searches in a process of its own."""
+    """Return the command that runs the searches, or what replaces them, in its own process."""
     return [
         sys.executable, __file__, name, str(batch), "--device", device, "--budget", str(budget),
-        "--folder", str(folder),
+        "--folder", str(folder), *(("--like", str(like)) if like else ()),
     ]  # fmt: skip
 
 
@@ -321,8 +372,11 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of a search")
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--one", action="store_true", help="the search `tuned` alone")
+    parser.add_argument("--like", type=int, help="no search: what was found at this batch size")
     options = parser.parse_args()
-    if options.one:
+    if options.like:
+        replay(options.model, options.batch, options.device, options.like, options.folder)
+    elif options.one:
         one_search(options.model, options.batch, options.budget, options.folder)
     else:
         search(options.model, options.batch, options.device, options.budget, options.folder)

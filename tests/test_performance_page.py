@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks import performance
@@ -230,3 +231,53 @@ def test_results_are_written_with_numbers_on_one_line(tmp_path):
 def test_slow_models_are_timed_less_often(ms, expected):
     found = {"lossless": {"missing": "x"}, "tuned": {"baseline": {"p50_ms": ms}}}
     assert performance._counts(found, 5.0) == expected
+
+
+def test_metrics_of_the_models():
+    pytest.importorskip("torch")
+    from benchmarks import performance_models as models
+
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((3, 5, 7)).astype(np.float32)
+    target = rng.integers(0, 7, (3, 5))
+    wide = np.exp(logits.astype(np.float64))
+    chosen = [
+        np.log(wide[b, t, target[b, t]] / wide[b, t].sum()) for b in range(3) for t in range(5)
+    ]
+    for outputs in (logits, [logits], {"logits": logits}):
+        found = models.log_likelihood(outputs, {"target": target})
+        assert found == pytest.approx(np.mean(chosen), rel=1e-6)
+
+    scores = np.eye(3, dtype=np.float32)
+    assert models.accuracy([scores], {"label": np.array([0, 1, 0])}) == pytest.approx(2 / 3)
+
+    hidden, mask = logits, np.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    embedding = np.stack([hidden[0, :2].mean(0), hidden[1, 0], hidden[2].mean(0)])
+    batch = {"attention_mask": mask, "embedding": embedding}
+    assert models.embedding_cosine([hidden, None], batch) == pytest.approx(1)
+    batch["embedding"] = embedding * np.array([[2], [-1], [3]])  # lengths do not matter, signs do
+    assert models.embedding_cosine(hidden, batch) == pytest.approx(1 / 3)
+    assert models.logit_cosine(embedding, {"logits": embedding}) == pytest.approx(1)
+
+
+def test_every_model_has_a_case_and_a_factory():
+    pytest.importorskip("torch")
+    from benchmarks import performance_models as models
+
+    assert tuple(models.CASES) == page.MODELS == performance.MODELS
+    for case in models.CASES.values():
+        assert case.source == f"benchmarks.performance_models:{case.factory}"
+        assert callable(getattr(models, case.factory))
+    assert set(page.SHORT) == set(page.MODELS)
+
+
+def test_windows_of_text_are_followed_by_their_targets():
+    pytest.importorskip("torch")
+    from benchmarks import performance_train as training
+
+    data = training.text_data(5)
+    for part in data.values():
+        assert part["tokens"].shape == part["target"].shape == (5, training.CONTEXT)
+        assert (part["tokens"][:, 1:] == part["target"][:, :-1]).all()
+    assert not set(training.TRAINING) & {*training.SEARCH, *training.HELD_OUT}
+    assert not set(training.SEARCH) & set(training.HELD_OUT)
