@@ -424,15 +424,15 @@ def _search(found: Mapping[str, Any]) -> list[str]:
             f"after {kill['after_s']:g} s ({kill['journal_lines']} lines in the journal)"
             for kill in check["kills"]
         )
+        same = "the same" if check["same_as_replayed"] else "ANOTHER"
         parts += [
             "## The search itself\n",
             paragraph(f"""
                 MiniLM, batch {check["batch"]}, a budget of {check["budget_s"]:g} s. Left alone the
                 call took {check["optimize_s"]:.1f} s, its process {check["process_s"]:.1f} s with
                 the imports and the model. Another was killed (SIGKILL) {kills or "never"}, and
-                continued: it chose *{check["killed"]["label"]}*; left alone:
-                *{check["uninterrupted"]["label"]}*. Run again on its full journal, which measures
-                nothing, it gave {"the same" if check["same_as_replayed"] else "ANOTHER"} recipe in
+                continued: it chose {goals.beside_alone(check)}. Run again on its full journal,
+                which measures nothing, it gave {same} recipe in
                 {check["replayed"]["process_s"]:.1f} s.
             """),
             _measured(each["environment"]),

@@ -256,6 +256,7 @@ def one_search(name: str, batch: int, budget: float, folder: pathlib.Path) -> No
     """Run the search ``tuned`` alone, and write its recipe and its seconds."""
     import jaxinfer as ji
     from benchmarks import performance_models as models
+    from jaxinfer.tune.candidate import Candidate
 
     case, tuning = models.CASES[name], TUNINGS["cpu"][-1]
     model = ji.load(converted(name))
@@ -267,6 +268,11 @@ def one_search(name: str, batch: int, budget: float, folder: pathlib.Path) -> No
         "recipe": plan.recipe.to_json(),
         "label": plan.recipe.candidate.label,
         "verdict": plan.results.verdict,
+        "p50_ms": {
+            Candidate.from_json(each.candidate).key: each.p50_ms
+            for each in plan.results.measurements
+            if each.p50_ms is not None
+        },
     }
     write(folder / "one.json", found)
 
@@ -281,6 +287,7 @@ def search_check(budget: float, most: int, seed: int) -> dict[str, Any]:
     """
     name, batch = "minilm", 8
     from benchmarks import performance_models as models
+    from jaxinfer.tune.candidate import Candidate
 
     models.data(name)
     converted(name)
@@ -323,6 +330,8 @@ def search_check(budget: float, most: int, seed: int) -> dict[str, Any]:
     assert last is not None
     assert again is not None
     same = lambda a, b: _decided(a["recipe"]) == _decided(b["recipe"])
+    keys = [Candidate.from_json(each["recipe"]["candidate"]).key for each in (first, last)]
+    times = [last["p50_ms"].get(key) for key in keys]  # by the numbers of the killed search
     return {
         "model": name,
         "batch": batch,
@@ -335,6 +344,7 @@ def search_check(budget: float, most: int, seed: int) -> dict[str, Any]:
         "killed": {"label": last["label"], "verdict": last["verdict"]},
         "replayed": {"label": again["label"], "process_s": again["process_s"]},
         "same_as_uninterrupted": first["recipe"]["candidate"] == last["recipe"]["candidate"],
+        "apart": times[0] / times[1] - 1 if all(times) else None,
         "same_as_replayed": same(last, again),
     }
 

@@ -86,6 +86,7 @@ CHECK = {
     "kills": [{"after_s": 40.5, "journal_lines": 12}],
     "uninterrupted": {"label": "f32, fold"}, "killed": {"label": "f32, fold"},
     "replayed": {"process_s": 20.0}, "same_as_uninterrupted": True, "same_as_replayed": True,
+    "apart": 0.0,
 }  # fmt: skip
 
 
@@ -200,8 +201,11 @@ def test_goals_of_the_search(result):
     assert all(met for met, _ in goals.of_search(CHECK).values())
     late = goals.of_search({**CHECK, "process_s": 151.0})
     assert [met for met, _ in late.values()] == [False, True]
-    other = goals.of_search({**CHECK, "same_as_uninterrupted": False})
-    assert [met for met, _ in other.values()] == [True, False]
+    for apart, expected in ((None, False), (0.2, False), (-0.2, False), (0.02, True)):
+        other = {**CHECK, "same_as_uninterrupted": False, "apart": apart}
+        assert [met for met, _ in goals.of_search(other).values()] == [True, expected]
+        other["same_as_replayed"] = False
+        assert [met for met, _ in goals.of_search(other).values()] == [True, False]
     shown = page.render(found(result, CHECK))
     assert "killed (SIGKILL) after 40.5 s (12 lines in the journal)" in " ".join(shown.split())
     assert "Of 6 goals 4 are met, 0 are missed, 2 could not be measured." in shown
