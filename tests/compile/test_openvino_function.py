@@ -285,7 +285,7 @@ def test_int8_by_calibration(capfd):
     assert not report["int8"]["transformer"]
     got, want = made([x, n])[0].ravel(), plain([x, n])[0].ravel()
     cosine = got @ want / np.linalg.norm(got) / np.linalg.norm(want)
-    # int8, and not float32; two batches of 8 rows are few for a range: 0.997 to 0.9999 were measured
+    # int8, and not float32; two batches of 8 rows are few for a range: 0.997 to 0.9999 measured
     assert 0.99 < cosine < 1 - 1e-7
     assert capfd.readouterr().out == ""
 
