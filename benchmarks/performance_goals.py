@@ -68,7 +68,10 @@ def keeps(result: Result, side: str) -> bool | None:
 
 
 def in_float32(result: Result) -> Verdict:
-    """Hold the lossless arrangement against the fastest peer in float32."""
+    """Hold the lossless arrangement against the fastest peer in float32.
+
+    What is slower by at most two standard errors of the difference counts as equal.
+    """
     ours = row_of(result, LOSSLESS)
     if ours is None:
         return Verdict(OPEN, None, 1.0, _why(result, LOSSLESS))
@@ -103,7 +106,7 @@ def _held(result: Result, ours: Mapping[str, Any], peers: Sequence[str], words: 
         return Verdict(OPEN, None, 1.0, f"no peer {words} was measured")
     best = min(rows, key=lambda row: row["median_ms"])
     reached = best["median_ms"] / ours["median_ms"]
-    noise = best["mad_ms"] + ours["mad_ms"]
+    noise = 2 * math.hypot(_error_of_median(best), _error_of_median(ours))
     behind = ours["median_ms"] - best["median_ms"]
     status = MET if behind <= 0 else EQUAL if behind <= noise else MISSED
     return Verdict(
@@ -112,6 +115,11 @@ def _held(result: Result, ours: Mapping[str, Any], peers: Sequence[str], words: 
         1.0,
         f"{ours['median_ms']:.3g} ms, {best['side']} {best['median_ms']:.3g} ms",
     )
+
+
+def _error_of_median(row: Mapping[str, Any]) -> float:
+    """Return the standard error of a median, of calls that scatter as a normal distribution."""
+    return 1.2533 * 1.4826 * row["mad_ms"] / math.sqrt(row["calls"])
 
 
 def on_gpu(results: Sequence[Result]) -> dict[str, Verdict]:

@@ -46,7 +46,7 @@ drop of at most 1e-5); *tuned* may use the drop that the metric allows. A search
 too: XLA, or OpenVINO on the same program; the tables say which. *drop* is how much lower the metric
 is than that of torch in float32, on held-out data that no search and no calibration has seen. A
 peer with wrong numbers, or an int8 peer that drops more than is allowed, is marked and does not
-count.
+count. Slower by at most two standard errors of the difference of the medians counts as equal.
 """
 REPRODUCE = """## To measure it again
 
