@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxinfer.compile._memory import DeviceMemoryError
 from jaxinfer.core._compat import x64_scope
-from jaxinfer.core.errors import JaxinferError
+from jaxinfer.core.errors import InputError, JaxinferError
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import x64_of
 from jaxinfer.core.trace import trace
@@ -30,7 +30,7 @@ from jaxinfer.tune.build import Built, build, transformed
 from jaxinfer.tune.candidate import Candidate
 from jaxinfer.tune.data import Dataset, run_all
 from jaxinfer.tune.device import DeviceProfile
-from jaxinfer.tune.groups import Group
+from jaxinfer.tune.groups import Group, group_of
 from jaxinfer.tune.journal import Journal
 from jaxinfer.tune.layers import product_times
 from jaxinfer.tune.metrics import Judge
@@ -189,6 +189,27 @@ class ModelEngine:
         data = self.judging.rebatch(batch) if batch else self.judging
         found = bound_ms(self.model, candidate, self.groups, data.calls[0].arrays, self.device)
         return None if found is None else float(found)
+
+    def profile(self, candidate: Candidate) -> dict[str, float] | None:
+        """Return milliseconds of each group by OpenVINO's counters; None for other back-ends."""
+        if candidate.backend != "openvino":
+            return None
+        from jaxinfer.compile.openvino.profile import product_times as counted
+
+        (entry, *_) = self.built(candidate).executable._entries
+        data = self._data(candidate, 1)
+        function = entry.code.function  # pyright: ignore[reportFunctionMemberAccess]
+        try:
+            times = counted(function, data.calls[0].arrays)
+        except (RuntimeError, InputError):
+            return None  # sizes of another bucket, or no counters
+        found: dict[str, float] = {}
+        for name, milliseconds in times.items():
+            groups = {group_of(path, self.groups) for path in function._built.products[name]}
+            for group in groups - {None}:
+                assert group is not None
+                found[group] = found.get(group, 0.0) + milliseconds / len(groups)
+        return found
 
     def same(self, candidate: Candidate) -> bool:
         """Whether a candidate computes what the model as it came does, equation by equation."""

@@ -34,6 +34,7 @@ def layers(
     level: str = "",
     seconds: float = 10.0,
     note: Callable[[str], None] | None = None,
+    profile: Mapping[str, float] | None = None,
 ) -> list[Layer]:
     """Return what is known of each group in an arrangement.
 
@@ -47,10 +48,11 @@ def layers(
       level: the level that they are of.
       seconds: for timing; what is not reached has no time.
       note: is called with each line about what was left out.
+      profile: milliseconds by group where the back-end counts them itself (OpenVINO).
 
     Returns:
-      A Layer for each group, in order. Times are None for groups that are only gathered from, for
-      what the seconds did not reach, and for OpenVINO, whose products cannot be called alone.
+      A Layer for each group, in order. Times are None for groups that are only gathered from, and
+      for what the seconds did not reach or the back-end did not count.
       Products are those of the model as it came, also where folding joins some.
     """
     say = note or (lambda line: None)
@@ -63,6 +65,9 @@ def layers(
         times = {name: found.ms[name][each] for name, each in own.items()}
         for line in found.notes:
             say(line)
+    elif profile:
+        times = dict(profile)
+        say(f"times of layers are {candidate.backend}'s own counters, bias and activation included")
     else:
         say(f"layers are not timed alone by {candidate.backend}")
     total = sum(each for each in times.values() if each is not None)

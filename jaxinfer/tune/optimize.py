@@ -352,6 +352,7 @@ def _layers(
         found = layers(
             engine.model, best, engine.groups, arrays, engine.device, known,
             level=level, seconds=min(LAYERS_S, 0.05 * engine.seconds), note=said.append,
+            profile=engine.profile(best),
         )  # fmt: skip
         return {"rows": [dataclasses.asdict(each) for each in found], "notes": said}
 

@@ -224,11 +224,12 @@ def structures(found: Choices, facts: Mapping[str, Any], base: Candidate) -> lis
       facts: what the model has: ``convolutions``, ``attention``, ``scans`` (true or false).
       base: the baseline.
     """
-    made = [base.replace(fold=True)] if found["fold"] else []
+    made = []
     for backend in found["backend"]:
-        if backend != "xla":
-            made.append(base.replace(backend=backend))
-            made += [base.replace(backend=backend, fold=True)] if found["fold"] else []
+        made.append(base.replace(backend=backend))
+        made += [base.replace(backend=backend, fold=True)] if found["fold"] else []
+    if "xla" not in found["backend"]:  # the baseline is all that XLA is asked for
+        return [each for each in made if each != base]
     if facts.get("attention", True):
         made += [base.replace(attention=each) for each in found["attention"]]
     if facts.get("convolutions", True):

@@ -164,6 +164,11 @@ def test_backends_and_their_own_level():
     assert (chosen.backend, chosen.precision) == ("openvino", "int8")
 
 
+def test_xla_is_the_baseline_alone_where_it_is_left_out():
+    search, _ = searched(backend=("openvino",), precision=("bf16", "int8"), max_drop=1.0)
+    assert [m.label for m in search.found.values() if "openvino" not in m.label] == ["f32"]
+
+
 def test_a_budget_of_programs():
     engine = FakeEngine()
     search, chosen = searched(engine, budget=Budget(seconds=600, compiles=2), max_drop=1.0)
