@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinfer._version import __version__
 from jaxinfer.compile._key import environment
 from jaxinfer.core.errors import InputError, InputTypeError, listing
 from jaxinfer.core.model import Model
@@ -123,6 +124,7 @@ def optimize(
         "program": [prints.program, prints.weights],
         "data": [digest(calibration), digest(judging)],
         "environment": environment(),
+        "jaxinfer": __version__,
         "drop": drop,
         "metric": _name(metric),
     }
