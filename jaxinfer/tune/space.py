@@ -95,7 +95,7 @@ class Choices(dict[str, Any]):
 
 
 _PRECISION = {
-    "cpu": ("bf16", "W8A16", "W8A8", "W8A8-static"),
+    "cpu": ("bf16", "W8A8", "W8A8-static", "W8A16"),
     "gpu": ("bf16", "f16", "bf16+W8A16", "bf16+W8A8", "bf16+FP8", "bf16+W4A16"),
     "tpu": ("bf16", "bf16+W8A16", "bf16+W8A8"),
 }
@@ -138,7 +138,7 @@ def choices(space: Space, notes: list[str]) -> Choices:
             if why := _nncf_missing():
                 notes.append(f"int8 with openvino was not tried: {why}")
             else:
-                precision = (*precision, "int8")
+                precision = ("int8", *precision)  # the fastest where it is exact enough
     if "int8" in precision and "openvino" not in backend:
         raise InputError(
             "Space: precision int8 is of the back-end openvino, which is not in backend"
