@@ -107,8 +107,8 @@ class _Tuned(_Plain):
         candidate = self._recipe.candidate
         if candidate.backend == "openvino":
             self.facts["versions"] |= versions(("openvino", "nncf"))
-        if "int8" in candidate.levels:
-            self.facts["precision"] = "int8"
+        if candidate.backend == "openvino" and candidate.precision in ("int8", "bf16"):
+            self.facts["precision"] = candidate.precision  # its own: the model is in float32
         self.facts["notes"].append(f"recipe: {candidate.label}")
 
     def _compile(self, arrays: Sequence[np.ndarray]) -> _Made:
