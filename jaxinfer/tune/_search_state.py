@@ -19,6 +19,7 @@ from jaxinfer.tune.objective import Objective
 from jaxinfer.tune.space import Choices
 
 TIE = 0.03
+NOISE = 2.0  # standard errors of a difference that are no difference
 WRONG = 1e-3  # of the largest value: more than reordering sums explains in float32
 RUNGS = (5, 15)
 FINAL_CALLS = 60
@@ -270,16 +271,29 @@ class State:
 
     def _better(self, new: Measurement, old: Measurement) -> bool:
         """Whether ``new`` is better beyond a tie."""
-        return self.objective.value(new) < self.objective.value(old) * (1 - TIE)
+        after, before = self.objective.value(new), self.objective.value(old)
+        if math.isinf(after) or math.isinf(before):
+            return after < before
+        return before - after > self._tie(new, old)
+
+    def _tie(self, a: Measurement, b: Measurement) -> float:
+        """Return how far apart two may be and be as good: a few percent, or their noise."""
+        values = [self.objective.value(a), self.objective.value(b)]
+        noise = 0.0
+        if self.objective.is_time:
+            noise = NOISE * math.hypot(self.objective.error(a), self.objective.error(b))
+        return max(TIE * max(values), noise)
 
     def _first_best(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Return the best of what is measured; of ties the first."""
         known = [each for each in candidates if self._timed(each)]
         if not known:
             return None
-        value = {each.key: self.objective.value(self.found[each.key]) for each in known}
-        least = min(value.values())
-        return next(each for each in known if value[each.key] * (1 - TIE) <= least)
+        best = min(known, key=lambda each: self.objective.value(self.found[each.key]))
+        least = self.found[best.key]
+        return next(
+            each for each in known if each == best or not self._better(least, self.found[each.key])
+        )
 
     def _timed(self, candidate: Candidate) -> bool:
         held = self.found.get(candidate.key)

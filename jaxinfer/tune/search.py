@@ -19,7 +19,7 @@ accuracy-aware quantization of NNCF (https://github.com/openvinotoolkit/nncf), w
 times in the order and in the choice.
 
 Everything here is decided by numbers from the journal; an engine (``engine.py``) makes them. Of
-candidates whose times differ by less than ``TIE``, the one that was proposed first is taken.
+candidates whose times differ by less than ``TIE`` or their noise, the one proposed first is taken.
 """
 
 from __future__ import annotations

@@ -83,6 +83,13 @@ def test_ties_go_to_the_first_proposed():
     assert chosen == Candidate()
 
 
+def test_differences_within_the_noise_are_ties():
+    quiet = FakeEngine(factors={"fold": 0.93})
+    assert searched(quiet, max_drop=0.0)[1] == Candidate(fold=True)
+    noisy = FakeEngine(factors={"fold": 0.93}, noise=0.5)
+    assert searched(noisy, max_drop=0.0)[1] == Candidate()
+
+
 def test_a_bound_above_the_best_rejects_before_compiling():
     engine = FakeEngine()
     search, _ = searched(engine, precision=("f16",))
