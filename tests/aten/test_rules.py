@@ -20,7 +20,19 @@ BUILT_IN = [
 ]
 
 
-@pytest.mark.parametrize("op", sorted(CASES))
+LONG = {
+    *("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default"),
+    *("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default"),
+    *("aten.max_pool3d_with_indices.default", "aten.adaptive_max_pool2d.default"),
+    *("aten.adaptive_max_pool3d.default", "aten.segment_reduce.default"),
+    *("aten._upsample_lanczos2d_aa.default", "aten._upsample_bicubic2d_aa.default"),
+}
+"""Operators whose cases take seconds: the slow tests have them."""
+
+
+@pytest.mark.parametrize(
+    "op", [pytest.param(op, marks=pytest.mark.slow) if op in LONG else op for op in sorted(CASES)]
+)
 def test_rule_gives_what_torch_gives(op):
     assert op in OPS, f"{op} has cases but no rule; near: {OPS.near(op)}"
     numbered = [(i, case) for i, case in enumerate(CASES[op]) if not case.covered_by]

@@ -26,7 +26,9 @@ def batches():
     return [generator.standard_normal((4, 5)).astype("f4") for _ in range(3)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m == "absmax" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_statistics_come_back_and_serve(method, tmp_path):
     stats = ji.calibrate(model(), batches(), methods=method)
     file = tmp_path / "stats.safetensors"

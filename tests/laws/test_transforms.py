@@ -310,6 +310,8 @@ def a_symbolic_batch_exports(name, kind):
         return it_is_near_at_another_batch(name, kind)
     specs = jax.export.symbolic_args_specs(inputs_of(name, 2), program.symbolic)
     exported = jax.export.export(jax.jit(model.apply))(model.params, *specs)
+    if exported.nr_devices > 1:  # jax 0.10.1 dies of calling it at a size that it was not traced at
+        return it_is_near_at_another_batch(name, kind)
     got = wide(exported.call(model.params, *inputs_of(name, 5)))
     return assert_near(got, want(name, kind, 5), slack(name, kind))
 

@@ -1,7 +1,7 @@
-"""The fast tests have every second operator of the table of marks, the slow ones all."""
+"""The fast tests have every third operator of the table of marks, the slow ones all."""
 
 from tests.thin import thin
 
 
 def pytest_collection_modifyitems(items):
-    thin(items, "layout", {"test_a_mark_gives_what_the_operator_gives"}, 2)
+    thin(items, "layout", {"test_a_mark_gives_what_the_operator_gives"}, 3)

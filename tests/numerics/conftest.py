@@ -1,4 +1,4 @@
-"""Large tables of small compilations: the fast tests have every fourth case, the slow ones all."""
+"""Large tables of small compilations: the fast tests have every sixth case, the slow ones all."""
 
 from tests.thin import thin
 
@@ -18,7 +18,7 @@ THINNED = {
     "test_statistics_are_float32",
     "test_storage_and_inverse",
 }
-EVERY = 4
+EVERY = 6
 
 
 def pytest_collection_modifyitems(items):

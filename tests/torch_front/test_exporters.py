@@ -79,6 +79,7 @@ def llama():
     return module, ji.from_generative(module, max_cache_len=LENGTH)
 
 
+@pytest.mark.slow
 def test_llama_gives_the_tokens_of_transformers(llama):
     want = check(*llama, prompts())
     assert len(np.unique(want)) > 15  # not one token over and over
@@ -156,6 +157,7 @@ def compiled_step(model):
     return cache, decoder._step.lower(model.params, cache, state, still).compile()
 
 
+@pytest.mark.slow
 def test_a_step_writes_the_cache_in_place(llama):
     cache, compiled = compiled_step(llama[1])
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
@@ -181,6 +183,7 @@ def test_a_prompt_is_written_as_one_slice(llama):
     assert "scatter" not in names
 
 
+@pytest.mark.slow
 def test_saved_it_is_one_directory_and_needs_no_torch(llama, tmp_path):
     module, model = llama
     model.save(tmp_path / "llama")
@@ -325,6 +328,7 @@ def generate_on(module, exported, inputs):
     return out[:, inputs["input_ids"].shape[1] :].numpy(), called
 
 
+@pytest.mark.slow
 def test_the_backend_runs_in_transformers_own_loop(llama, exported):
     assert exported.export_format == "jaxinfer"
     tokens, called = generate_on(llama[0], exported, prompts())

@@ -50,6 +50,7 @@ def bert(**changes):
     return BertModel(config), tokens(*names, vocabulary=100)(2)[1], text_dynamic(*names)
 
 
+@pytest.mark.slow
 def test_bert():
     module, kwargs, dynamic = bert()
     model = both(module, (), kwargs, dynamic)

@@ -198,7 +198,9 @@ def test_no_data_or_too_much():
             ji.calibrate(model, *data)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m == "absmax" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_all_observers_and_the_static_scales_that_follow(method):
     batches = [X, 3 * X[:2]]
     model = model_of(scan, {"w": STACK}, X)

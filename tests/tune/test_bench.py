@@ -501,6 +501,7 @@ def test_images_with_other_axes(tmp_path):
         np.testing.assert_allclose(got[name], want[name].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_onnx_file(converted, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -18,10 +18,11 @@ SMALL = Space(precision=("bf16", "W8A8-static"), options=(), backend=("xla",))
 
 @pytest.fixture(scope="module", autouse=True)
 def one_profile():
-    """Measure the device once, and shortly: no test is about its numbers."""
+    """Stand for the device: no test here is about its numbers, and these bound nothing."""
     from jaxinfer.tune import optimize as module
+    from jaxinfer.tune.device import DeviceProfile
 
-    found = module.profile(0.2)
+    found = DeviceProfile("cpu", "cpu", 2, {}, 0.0, 1 << 20, 10.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "profile", lambda: found)
         yield
@@ -192,8 +193,9 @@ def test_throughput_chooses_the_number_of_samples():
 
 
 def test_a_dry_run_measures_nothing():
+    made, calls = model(), _read()
     with ji.no_compile():
-        found = dry_run(model(), _read(), space=SMALL)
+        found = dry_run(made, calls, space=SMALL)
     assert "W8A8-static" in found.text()
     assert found.compiles > 3
     assert found.data == (16, 16)
