@@ -12,7 +12,9 @@ from jaxinfer.core.program import FunctionProgram, find_entry_point, signature_o
 if TYPE_CHECKING:
     from jaxinfer.compile.executable import Executable
     from jaxinfer.core.frontend import Progress
+    from jaxinfer.tune.budget import Budget
     from jaxinfer.tune.plan import Plan
+    from jaxinfer.tune.space import Space
     from jaxinfer.tune.tuned import TunedModel
 
 
@@ -347,19 +349,53 @@ def load_calibration(path: Any) -> dict[str, Any]:
     return read(path)
 
 
-def optimize(model: Model, data: Any, **settings: Any) -> Plan:
+def optimize(
+    model: Model,
+    data: Any,
+    *,
+    objective: Any = "latency",
+    metric: Any = None,
+    max_drop: float = 0.01,
+    drop: str = "absolute",
+    constraints: Mapping[str, float] | None = None,
+    budget: Budget | None = None,
+    space: Space | None = None,
+    seed: int = 0,
+    cache: Any = None,
+    resume: bool = False,
+    progress: Callable[[str, str, float | None, float], None] | None = None,
+) -> Plan:
     """Find the fastest arrangement of a model that is accurate enough.
 
     Args:
       model: of one function, with known inputs.
       data: an iterable of batches; half of the samples calibrate, the others judge. What a batch
         holds beyond the inputs (labels) goes to the metric.
-      settings: ``objective``, ``metric``, ``max_drop``, ``drop``, ``constraints``, ``budget``,
-        ``space``, ``seed``, ``cache``, ``resume``, ``progress``; see
-        ``jaxinfer.tune.optimize.optimize``.
+      objective: ``latency``, ``p99``, ``throughput``, ``memory``, or a function of a Measurement to
+        make small.
+      metric: ``metric(outputs, batch) -> float``, higher is better; or similarity to the float32
+        outputs: ``cosine`` (the default), ``max``, ``top1``, ``kl``.
+      max_drop: how much lower than the float32 reference's the metric may be.
+      drop: ``absolute``, or ``relative`` to the reference's metric.
+      constraints: ``p50_ms``, ``p99_ms``, ``peak_bytes``, ``weight_bytes``, ``compile_s``,
+        ``first_call_ms`` at most; ``throughput`` (samples per second) at least.
+      budget: seconds and programs; by default 300 s.
+      space: what may be tried; by default what is usual on the platform.
+      seed: of the split of the data.
+      cache: a file for the journal of the search; None: it is not kept.
+      resume: go on from that file.
+      progress: called as ``progress(stage, candidate, best_ms, seconds_left)``.
 
     Returns:
-      A Plan: ``plan.model``, ``plan.recipe``, ``plan.table()``, ``plan.report(path)``.
+      A Plan: ``plan.model``, ``plan.recipe``, ``plan.table()``, ``plan.report(path)``. Cost: the
+      budget.
+
+    Raises:
+      InputError, InputTypeError: arguments, data or a metric that cannot be used.
+      DisagreementError: two compilations of the model do not agree.
+      BudgetError: it does not last for the reference and the baseline; how much would.
+      UnmetError: nothing meets ``max_drop`` and the constraints; the best reachable.
+      ArtefactError: the journal cannot be used.
 
     Example::
 
@@ -369,7 +405,11 @@ def optimize(model: Model, data: Any, **settings: Any) -> Plan:
     """
     from jaxinfer.tune.optimize import optimize as search
 
-    return search(model, data, **settings)
+    return search(
+        model, data, objective=objective, metric=metric, max_drop=max_drop, drop=drop,
+        constraints=constraints, budget=budget, space=space, seed=seed, cache=cache,
+        resume=resume, progress=progress,
+    )  # fmt: skip
 
 
 def apply_recipe(recipe: Any, model: Model, data: Any = None, **settings: Any) -> TunedModel:
