@@ -1,5 +1,6 @@
 """The benchmark: sides that are well and sides that are not, the numbers, and real peers."""
 
+import importlib.util
 import json
 import math
 import os
@@ -350,10 +351,12 @@ def test_what_is_not_installed_is_said(monkeypatch):
     )
     start = origin("a.onnx", {})
     made = peer_side("openvino-int8", start, {})
-    assert made.missing == "needs openvino, nncf: pip install 'jaxinfer[bench]'"
+    words = made.missing.partition(":")[0].removeprefix("needs ").split(", ")
+    assert {"openvino", "nncf"} <= set(words) <= {"openvino", "nncf", "onnx"}
+    assert made.missing.endswith("pip install 'jaxinfer[bench]'")
     assert "onnxruntime" in peer_side("onnxruntime", start, {}).missing
     torch_side = peer_side("torch", start, {})
-    assert "ONNX file" in torch_side.skipped or "torch" in torch_side.missing
+    assert "ONNX file" in (torch_side.skipped or "") or "torch" in (torch_side.missing or "")
 
 
 @pytest.fixture
@@ -376,7 +379,7 @@ def test_a_model_without_peers(saved, tmp_path):
     assert [(row.batch, row.side, row.status) for row in result.rows] == [
         (3, "jaxinfer", "measured"),
         (3, "jaxinfer-tuned", "measured"),
-        (3, "torch", "skipped"),
+        (3, "torch", "skipped" if importlib.util.find_spec("torch") else "missing"),
     ]
     own, tuned, torch_row = result.rows
     assert (own.error, own.precision, own.wrong, own.device) == (0, "f32", False, "cpu")
@@ -385,7 +388,7 @@ def test_a_model_without_peers(saved, tmp_path):
     assert tuned.precision != "f32"
     assert 0 < tuned.error < 0.05
     assert "no recipe.json there: compiled as it is" in tuned.notes
-    assert "names none" in torch_row.reason
+    assert "names none" in torch_row.reason or "torch" in torch_row.reason
     assert result.reference == "jaxinfer"
     for name in ("jaxinfer-batch-3", "jaxinfer-tuned-batch-3"):
         for end in (".xplane.pb", "perfetto_trace.json.gz"):

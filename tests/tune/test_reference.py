@@ -43,11 +43,13 @@ def test_results_are_those_of_the_model():
 def test_the_second_compilation_has_other_code():
     model = network()
     call = read(model, [normal(4, 16)], check=False).calls[0]
-    codes = [
-        next(iter(module._compiled(model, [call], options).values()))
-        for options in ({}, module.OPTIONS["cpu"][0])
-    ]
-    texts = [code.as_text() for code in codes]
+    texts = []
+    for options in ({}, *module.OPTIONS["cpu"]):
+        try:
+            code = next(iter(module._compiled(model, [call], options).values()))
+        except jax.errors.JaxRuntimeError:  # an option that this XLA does not know
+            continue
+        texts.append(code.as_text())
     assert texts[0] != texts[1]
 
 
