@@ -141,9 +141,6 @@ class State:
             shown = best.p50_ms if best is not None else None
             self.progress(self.stage, text, shown, max(0.0, self.left))
 
-    def _known(self, candidate: Candidate) -> Measurement | None:
-        return self.found.get(candidate.key)
-
     def _put(self, candidate: Candidate, **changes: Any) -> Measurement:
         held = self.found.get(candidate.key) or Measurement(
             candidate.to_json(), candidate.label, self.stage,
@@ -157,7 +154,7 @@ class State:
 
     def _prepare(self, candidate: Candidate, *, always: bool = False) -> bool:
         """Build and judge a candidate; returns whether it may be timed."""
-        if (known := self._known(candidate)) is not None:
+        if (known := self.found.get(candidate.key)) is not None:
             return known.status == MEASURED
         bound = None
         if not always:

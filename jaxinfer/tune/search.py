@@ -66,6 +66,11 @@ class Search(State):
             self._time([self.base], RUNGS[-1])
 
         self._stage("baseline", work)
+        if not self.engine.facts.get("judged_all", True):
+            self.notes.append(
+                "all data take long to run: the search judged by the first calls alone, and the "
+                "finalists by all of them; drops of the others are of the first calls"
+            )
         if self.left <= 0:
             needed = math.ceil(1.5 * self.journal.spent + 5)
             raise BudgetError(
@@ -216,7 +221,7 @@ class Search(State):
         made = [
             each for each in self._candidates() if each.groups and each.precision == whole.precision
         ]
-        ready = [each for each in made if self._known(each).status == MEASURED]  # type: ignore[union-attr]
+        ready = [each for each in made if self.found[each.key].status == MEASURED]
         best = self._best()
         rivals = [Candidate.from_json(best.candidate)] if best is not None else []
         accurate = [each for each in ready if self._accurate(each) and not self._timed(each)]

@@ -99,3 +99,17 @@ def test_owned_arrays_share_no_memory(dtype, shape):
 def test_a_converter_that_is_not_installed():
     with pytest.raises(MissingExtraError, match="no converter named 'nope'"):
         find_entry_point("nope")
+
+
+def test_host_arrays_are_taken_over_where_this_jax_can():
+    from jaxinfer.core._compat import adopter
+
+    structs = [jax.ShapeDtypeStruct((3, 5), np.float32), jax.ShapeDtypeStruct((), np.int32)]
+    adopt = adopter(structs)
+    assert adopt.__name__ == "adopt"  # "plain": the private function has changed
+    arrays = [np.arange(15, dtype=np.float32).reshape(3, 5), np.asarray(7, np.int32)]
+    for got, want in zip(adopt(arrays), arrays, strict=True):
+        assert isinstance(got, jax.Array)
+        assert (got.shape, got.dtype, got.devices()) == (want.shape, want.dtype, {jax.devices()[0]})
+        assert np.array_equal(np.asarray(got), want)
+        assert np.array_equal(np.asarray(got + 1), want + 1)
