@@ -39,14 +39,19 @@ def prepared(
             f"OpenVINO's model takes {len(compiled.inputs)} inputs, the module {len(arrays)}"
         )
     request = compiled.create_infer_request()
-    for place, array in enumerate(arrays):
-        request.set_input_tensor(place, openvino.Tensor(array, True))
+    tensors = [openvino.Tensor(array, True) for array in arrays]
+    for place, tensor in enumerate(tensors):
+        request.set_input_tensor(place, tensor)
     count = len(compiled.outputs)
 
     def read(_: Any) -> Sequence[np.ndarray]:
         return outputs([np.array(request.get_output_tensor(i).data) for i in range(count)])
 
-    return Prepared(request.infer, read, notes)
+    def run() -> Any:
+        assert tensors  # the request reads their arrays' memory, and does not keep it itself
+        return request.infer()
+
+    return Prepared(run, read, notes)
 
 
 def quantized(model: Any, batches: Sequence[Sequence[np.ndarray]]) -> tuple[Any, str]:
