@@ -1,11 +1,13 @@
 """The benchmark: sides that are well and sides that are not, the numbers, and real peers."""
 
+import gc
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import time
+import weakref
 
 import jax
 import numpy as np
@@ -30,6 +32,25 @@ def side(factory="numpy_side", **settings):
 def run(sides, inputs=X, **options):
     given = {2: [inputs]} if isinstance(inputs, np.ndarray) else inputs
     return bench(sides, given, **({"repeats": 3, "block": 2, "timeout_s": 60} | options))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
+def test_openvino_keeps_its_inputs():
+    import openvino
+    from openvino import opset13 as op
+
+    from jaxinfer.tune.bench._openvino import prepared
+
+    x = op.parameter([1 << 23], np.float32)
+    model = openvino.Model([op.result(op.add(x, op.constant(np.float32(1))))], [x], "m")
+    given = np.zeros(1 << 23, np.float32)
+    made = prepared(model, [given], lambda outputs: outputs, 1)
+    kept = weakref.ref(given)
+    del given  # 32 MB: given back to the system if nobody keeps it
+    gc.collect()
+    assert kept() is not None
+    made.run()
+    assert (made.outputs(None)[0] == 1).all()
 
 
 def test_sides_in_turn(tmp_path):
