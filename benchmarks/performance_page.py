@@ -15,6 +15,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(pathlib.Path(__file__).parents[1])
 
+from benchmarks import performance_calls as calls
 from benchmarks import performance_goals as goals
 from benchmarks.performance_form import (
     NAMES,
@@ -55,6 +56,7 @@ pip install -e '.[all]'
 python benchmarks/performance.py --train           # two models, data, conversions
 python benchmarks/performance.py --search-check    # 120 s, and killed searches
 python benchmarks/performance.py                   # every model, every batch size; resumes
+python benchmarks/performance_calls.py             # what a call costs
 python benchmarks/performance.py --device gpu      # on a machine with a GPU
 python benchmarks/performance_page.py
 ```
@@ -112,6 +114,9 @@ def render(found: Mapping[str, Any] | None = None) -> str:
         parts.append(_environment(found, device))
         for model, results in models.items():
             parts += _model(device, model, results)
+    for each in found.values():
+        if "calls" in each["results"]:
+            parts += [*calls.section(each["results"]), _measured(each["environment"])]
     parts += _search(found)
     parts.append(REPRODUCE)
     return "\n".join(part for part in parts if part)
@@ -474,8 +479,9 @@ def _measured(environment: Mapping[str, Any], result: Mapping[str, Any] | None =
     versions |= result["bench"]["environment"].get("versions", {}) if result else {}
     versions.pop("jaxinfer", None)
     shown = ", ".join(f"{name} {value}" for name, value in versions.items())
+    program = environment["command"].split()[1]
     return paragraph(f"""
-        `python benchmarks/performance.py`, {environment["date"]}, commit {environment["commit"]},
+        `python benchmarks/{program}`, {environment["date"]}, commit {environment["commit"]},
         {environment["device"]} ({environment["cpu"]}, {environment["cores"]} cores); Python
         {environment["python"]}, {shown}.
     """)
