@@ -223,10 +223,11 @@ def _dry_run(job: _Job) -> None:
 
 def _optimize(job: _Job) -> None:
     from jaxinfer.cli import _console
+    from jaxinfer.core.errors import InputError, InputTypeError, JaxinferError
     from jaxinfer.tune.optimize import optimize
     from jaxinfer.tune.plan import UnmetError
 
-    stages = _console.Stages()
+    stages, begun = _console.Stages(), not job.journal.exists()
     model, data, settings = _load(job, stages)
     started = time.perf_counter()
     try:
@@ -252,6 +253,14 @@ def _optimize(job: _Job) -> None:
         click.echo(f"error: {shown}", err=True)
         click.echo(f"the journal is kept: --continue goes on from {job.journal}", err=True)
         raise click.exceptions.Exit(1) from error
+    except (InputError, InputTypeError):
+        if begun:  # before any candidate: it would only be in the way of the next metric
+            job.journal.unlink(missing_ok=True)
+        raise
+    except JaxinferError:
+        if job.journal.exists():
+            click.echo(f"the journal is kept: --continue goes on from {job.journal}", err=True)
+        raise
     stages.seconds["search"] = round(time.perf_counter() - started, 3)
     with stages.stage("write", f"writing {job.target}"):
         plan.model.save(job.target, overwrite=job.overwrite)

@@ -15,6 +15,8 @@ import pytest
 import jaxinfer as ji
 from jaxinfer.cli import _optimize_options as options
 from jaxinfer.cli.optimize import progress_text
+from jaxinfer.core.errors import InputError
+from jaxinfer.tune._search_state import BudgetError
 from jaxinfer.tune.data import Dataset
 from jaxinfer.tune.plan import UnmetError
 from jaxinfer.tune.results import Results
@@ -184,6 +186,23 @@ def test_a_search_goes_on_from_its_journal(cli, search, tmp_path):
     assert seen[-1][2]["journal"]
     assert "begins anew" not in result.err
     assert journal.exists()
+
+
+def test_the_journal_of_a_search_that_failed(cli, search, tmp_path):
+    journal = tmp_path / "fast.search.jsonl"
+    search(InputError("metric own: ValueError: no labels"))
+    result = cli(*BASIC, "-o", "fast")
+    assert result.code == 1
+    assert "no labels" in result.err
+    assert not journal.exists()  # the next metric is not in its way
+    search(BudgetError("optimize: the budget is 3 s; give 16 s or more"))
+    result = cli(*BASIC, "-o", "fast")
+    assert result.code == 1
+    assert f"the journal is kept: --continue goes on from {journal}" in result.err
+    assert journal.exists()
+    search(InputError("metric own: ValueError: no labels"))
+    assert cli(*BASIC, "-o", "fast", "--continue").code == 1
+    assert journal.exists()  # it has more than this search
 
 
 def test_overwriting_begins_anew(cli, search, tmp_path):
