@@ -75,7 +75,8 @@ def change(result, side, **more):
 
 def found(*results):
     environment = {
-        "versions": {"jax": "0.10.1"}, "date": "2026-01-01", "commit": "abc", "device": "cpu: cpu",
+        "versions": {"jax": "0.10.1"}, "date": "2026-01-01", "commit": "abc",
+        "command": "python performance.py", "device": "cpu: cpu",
         "cpu": "x", "cores": 2, "python": "3.11",
     }  # fmt: skip
     return {f"r{i}": {"results": r, "environment": environment} for i, r in enumerate(results)}
@@ -287,3 +288,15 @@ def test_windows_of_text_are_followed_by_their_targets():
         assert (part["tokens"][:, 1:] == part["target"][:, :-1]).all()
     assert not set(training.TRAINING) & {*training.SEARCH, *training.HELD_OUT}
     assert not set(training.SEARCH) & set(training.HELD_OUT)
+
+
+def test_what_a_call_costs(result):
+    from benchmarks import performance_calls as calls
+
+    slow = {"median_ms": 2.0, "mad_ms": 0.1, "calls": 20}
+    each = {"model": "digits", "batch": 8, "engine": slow, "numpy": slow, "call": {**slow}}
+    each["call"]["median_ms"] = 2.05
+    text = "\n".join(calls.section({"calls": [each]}))
+    assert "| digits, batch 8 | 2.00 ± 0.100 | 2.00 ± 0.100 | 2.05 ± 0.100 | 50 |" in text
+    times = calls.timed({"a": lambda: None, "b": lambda: None}, 0.0)
+    assert [len(times[name]) for name in "ab"] == [calls.TURNS * calls.BLOCK] * 2
