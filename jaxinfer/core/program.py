@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.export
+import numpy as np
 
 from jaxinfer.core import dtypes
 from jaxinfer.core.errors import (
@@ -246,6 +247,22 @@ def output_structure(tree: Any) -> Structure:
     return _sub(tree)
 
 
+def _over_devices(count: int, args: Any) -> Any:
+    """Return arguments that are on ``count`` devices: JAX calls an export of so many nowhere else.
+
+    Each device gets the whole of them; the exported function says what is sharded within it.
+    """
+    devices = jax.devices()
+    if len(devices) < count:
+        raise InputError(
+            f"this model was exported for {count} devices, and there are {len(devices)}; save it "
+            "again from its Python function over so many"
+        )
+    mesh = jax.sharding.Mesh(np.asarray(devices[:count]), ("devices",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, whole), args)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StableHLOProgram:
     """A function kept as StableHLO (``jax.export``): fixed shapes, ages with JAX.
@@ -302,7 +319,10 @@ class StableHLOProgram:
                 f"this model was exported for {', '.join(exported.platforms)}, not {platform}; "
                 "save it again from its Python function"
             )
-        return exported.call(self._arrays(params), *leaves)
+        params = self._arrays(params)
+        if exported.nr_devices > 1:
+            params, leaves = _over_devices(exported.nr_devices, (params, list(leaves)))
+        return exported.call(params, *leaves)
 
     def _arrays(self, params: Any) -> Any:
         from jaxinfer.core.array_types import has_array_types, materialize

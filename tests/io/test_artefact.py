@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxinfer.core.errors import ArtefactError
+from jaxinfer.core.errors import ArtefactError, InputError
 from jaxinfer.core.model import Model
 from jaxinfer.core.program import FunctionProgram, signature_of
 from jaxinfer.io import artefact
@@ -450,3 +450,27 @@ def test_memory_of_saving_and_loading(tmp_path):
     size = 20 * 5_000 * 500 * 4
     assert measure("save") < 0.3 * size  # beyond the model itself
     assert size * 0.9 < measure("load") < 1.3 * size
+
+
+def test_a_function_over_several_devices_is_called_over_as_many(tmp_path, monkeypatch):
+    count = min(4, jax.device_count())
+    assert count > 1
+
+    def fn(params, x):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("m",))
+        part = jax.sharding.PartitionSpec
+        body = lambda x, w: jax.lax.psum(x @ w, "m")
+        return jax.shard_map(
+            body, mesh=mesh, in_specs=(part(None, "m"), part("m")), out_specs=part()
+        )(x, params["w"])
+
+    rng = np.random.default_rng(0)
+    w, x = (rng.standard_normal(shape, np.float32) for shape in ((8, 3), (2, 8)))
+    Model(FunctionProgram(fn, signature_of((x,))), {"w": w}).save(tmp_path / "model")
+    back = load(tmp_path / "model")
+    np.testing.assert_allclose(np.asarray(back(x)), x @ w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(back(jax.device_put(x))), x @ w, rtol=1e-5, atol=1e-6)
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *args: one)
+    with pytest.raises(InputError, match=f"exported for {count} devices, and there are 1"):
+        load(tmp_path / "model")(x)

@@ -332,7 +332,11 @@ def saved_and_loaded_it_is_equal_to_the_bit(name, kind, folder):
         assert_same(old[path], new[path])
     assert back.audit() == model.audit()
     inputs = inputs_of(name, 2)
-    assert_same(run(name, kind, inputs), back(*inputs))
+    before, after = run(name, kind, inputs), back(*inputs)
+    if name == "sharded" and "cast" in kind:  # XLA keeps float32 between some steps, or does not
+        assert_near(wide(after), wide(before), slack(name, kind))
+    else:
+        assert_same(before, after)
 
 
 NO_SAVE = {
