@@ -1,6 +1,6 @@
 """What a call of the OpenVINO back-end costs beside OpenVINO itself; a part of docs/performance.md.
 
-    python benchmarks/performance_calls.py [--seconds 4]
+    python benchmarks/performance_calls.py [--repeats 400]
 
 Three sides in turn, in one process, on the same model in float32 and the same inputs:
 
@@ -15,38 +15,28 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 if __name__ == "__main__":  # not this folder, in which ``import openvino`` finds another file
     sys.path[0] = str(pathlib.Path(__file__).parents[1])
 
+from benchmarks import common
 from benchmarks.performance_form import SHORT, as_table, ms, paragraph
 
 WHERE = (("digits", 1), ("digits", 8), ("digits", 32), ("language_model", 1), ("minilm", 1))
 SIDES = ("engine", "numpy", "call")
-TURNS, BLOCK = 10, 20
+BLOCK = 20
 
 
-def measure(seconds: float) -> list[dict[str, Any]]:
+def measure(repeats: int) -> list[dict[str, Any]]:
     """Return the times of each model and batch size, in milliseconds."""
     found = []
     for model, batch in WHERE:
-        sides = sides_of(model, batch)
-        times = timed(sides, seconds)
-        entry: dict[str, Any] = {"model": model, "batch": batch}
-        for name in SIDES:
-            middle = statistics.median(times[name])
-            entry[name] = {
-                "median_ms": middle,
-                "mad_ms": statistics.median(abs(each - middle) for each in times[name]),
-                "calls": len(times[name]),
-            }
-        print(model, batch, *(f"{name} {entry[name]['median_ms']:.4g} ms" for name in SIDES))
-        found.append(entry)
+        times = common.interleave(sides_of(model, batch), repeats=repeats, block=BLOCK)
+        found.append({"model": model, "batch": batch, **times})
+        print(model, batch, *(f"{name} {each['median_ms']} ms" for name, each in times.items()))
     return found
 
 
@@ -80,27 +70,12 @@ def sides_of(name: str, batch: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def timed(sides: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Time the sides in turn, in blocks after an untimed call."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    end, turns = time.perf_counter() + seconds, 0
-    while turns < TURNS or time.perf_counter() < end:
-        turns += 1
-        for name, call in sides.items():
-            call()
-            for _ in range(BLOCK):
-                start = time.perf_counter()
-                call()
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
-
-
 def section(results: Mapping[str, Any]) -> list[str]:
     """Return the part of the page."""
     rows = [
         [
             f"{SHORT[each['model']]}, batch {each['batch']}",
-            *(f"{ms(each[name]['median_ms'])} ± {ms(each[name]['mad_ms'])}" for name in SIDES),
+            *(_spread(each[name]) for name in SIDES),
             f"{(each['call']['median_ms'] - each['engine']['median_ms']) * 1e3:.0f}",
         ]
         for each in results["calls"]
@@ -112,21 +87,24 @@ def section(results: Mapping[str, Any]) -> list[str]:
             Where OpenVINO runs the program, and a call is slower than OpenVINO's own of the same
             model: its request alone, on inputs that it has already; our function, which checks
             inputs (shapes, dtypes, NaN) and gives numpy arrays; the call, which gives JAX arrays
-            and waits for them. In turn, in one process; the last column is the difference of a
-            call from the request alone.
+            and waits for them. In turn, in one process; medians and quartiles. The last column is
+            the difference of a call from the request alone.
         """),
         as_table(head, rows),
     ]
 
 
+def _spread(time: Mapping[str, float]) -> str:
+    return f"{ms(time['median_ms'])} ({ms(time['p25_ms'])}–{ms(time['p75_ms'])})"
+
+
 def main() -> None:
     """Measure and write the results."""
-    from benchmarks import common
     from benchmarks.performance_search import write
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each model and batch size")
-    calls = measure(parser.parse_args().seconds)
+    parser.add_argument("--repeats", type=int, default=400, help="timed calls of a side")
+    calls = measure(parser.parse_args().repeats)
     data = {"benchmark": "performance", "environment": common.environment()}
     path = common.RESULTS / "performance" / "cpu-calls.json"
     write(path, {**data, "results": {"calls": calls}})

@@ -169,6 +169,7 @@ def _check_targets(job: _Job) -> None:
     """Raise before the search what would fail after it."""
     from jaxinfer.core.errors import InputError
     from jaxinfer.io.artefact import check_target
+    from jaxinfer.tune.journal import holds_steps
     from jaxinfer.tune.report import check_target as check_report
 
     check_target(job.target, overwrite=job.overwrite)
@@ -176,7 +177,7 @@ def _check_targets(job: _Job) -> None:
         check_report(job.report)
     if job.resume and not job.journal.exists():
         click.echo(f"{job.journal} is not there: the search begins anew", err=True)
-    if job.journal.exists() and not job.resume:
+    if holds_steps(job.journal) and not job.resume:
         if not job.overwrite:
             raise InputError(
                 f"{job.journal} is of an earlier search: --continue goes on from it, --overwrite "
@@ -223,11 +224,12 @@ def _dry_run(job: _Job) -> None:
 
 def _optimize(job: _Job) -> None:
     from jaxinfer.cli import _console
-    from jaxinfer.core.errors import InputError, InputTypeError, JaxinferError
+    from jaxinfer.core.errors import JaxinferError
+    from jaxinfer.tune.journal import holds_steps
     from jaxinfer.tune.optimize import optimize
     from jaxinfer.tune.plan import UnmetError
 
-    stages, begun = _console.Stages(), not job.journal.exists()
+    stages = _console.Stages()
     model, data, settings = _load(job, stages)
     started = time.perf_counter()
     try:
@@ -253,12 +255,8 @@ def _optimize(job: _Job) -> None:
         click.echo(f"error: {shown}", err=True)
         click.echo(f"the journal is kept: --continue goes on from {job.journal}", err=True)
         raise click.exceptions.Exit(1) from error
-    except (InputError, InputTypeError):
-        if begun:  # before any candidate: it would only be in the way of the next metric
-            job.journal.unlink(missing_ok=True)
-        raise
     except JaxinferError:
-        if job.journal.exists():
+        if holds_steps(job.journal):
             click.echo(f"the journal is kept: --continue goes on from {job.journal}", err=True)
         raise
     stages.seconds["search"] = round(time.perf_counter() - started, 3)

@@ -121,6 +121,20 @@ class Journal:
         return self.spent + max(0.0, self._clock() - self._mark)
 
 
+def holds_steps(path: Path) -> bool:
+    """Return whether a file is there that a new search may not replace.
+
+    A search that ended before its first step (its metric was refused) leaves a file with the first
+    line alone: that is in nobody's way. What is no journal is.
+    """
+    if not path.exists():
+        return False
+    try:
+        return bool(_lines(path, path.read_text(encoding="utf-8", errors="replace")))
+    except (OSError, ArtefactError):
+        return True
+
+
 def _lines(path: Path, text: str) -> list[str]:
     """Return the whole lines behind the first, which says what the file is."""
     head, *rest = text.split("\n") if text else [""]

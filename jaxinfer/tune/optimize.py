@@ -34,7 +34,7 @@ from jaxinfer.tune.device import DeviceProfile, profile
 from jaxinfer.tune.dry_run import DryRun, dry_run_of
 from jaxinfer.tune.engine import ModelEngine
 from jaxinfer.tune.groups import find_groups
-from jaxinfer.tune.journal import Journal
+from jaxinfer.tune.journal import Journal, holds_steps
 from jaxinfer.tune.layers import layers
 from jaxinfer.tune.measurement import Measurement
 from jaxinfer.tune.metrics import Judge
@@ -289,7 +289,7 @@ def _journal_path(cache: Any, resume: bool) -> Path | None:
     if not isinstance(cache, (str, Path)):
         raise InputTypeError(f"cache: required a path, got {type(cache).__name__}")
     path = Path(cache)
-    if path.exists() and not resume:
+    if holds_steps(path) and not resume:
         raise InputError(f"cache: {path} exists: pass resume=True to go on from it, or remove it")
     return path
 
