@@ -80,7 +80,13 @@ def section(results: Mapping[str, Any]) -> list[str]:
         ]
         for each in results["calls"]
     ]
-    head = ["OpenVINO in float32", "its request alone, ms", "our function, ms", "a call, ms", "us"]
+    head = [
+        "OpenVINO in float32",
+        "its request alone, ms",
+        "our function, ms",
+        "a call, ms",
+        "it adds, us",
+    ]
     return [
         "## What a call costs beside the computation\n",
         paragraph("""
